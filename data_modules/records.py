@@ -1,0 +1,89 @@
+"""What every source yields and every consumer takes: a ranking record, and a window drawn from it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lit_rerank.errors import UserError
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One candidate text. `score` is the first stage's, where it is known."""
+
+    docid: str
+    text: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class RankingRecord:
+    """One query with its candidates, and what is known about their order.
+
+    Attributes:
+        passages: in first-stage (or prompt) order; the one at index `i` has the identifier `i + 1`.
+        permutation: the teacher's order as identifiers (1-based), best first, or None.
+        qrels: judged grades by docid, or None where nothing is judged.
+
+    Raises:
+        UserError: for an empty query, no passages, a repeated docid or a broken permutation.
+    """
+
+    qid: str
+    query: str
+    passages: tuple[Passage, ...]
+    permutation: tuple[int, ...] | None = None
+    qrels: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.query.strip():
+            raise UserError(f"query {self.qid!r} has no text")
+        if not self.passages:
+            raise UserError(f"query {self.qid!r} has no passages")
+        docid, count = Counter(passage.docid for passage in self.passages).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"query {self.qid!r} lists docid {docid!r} {count} times")
+        if self.permutation is not None:
+            check_permutation(self.permutation, len(self.passages), self.qid)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The passages that a model reads in one prompt, in prompt order.
+
+    Attributes:
+        permutation: the target order as identifiers (1-based) of this window, best first, or None.
+    """
+
+    qid: str
+    query: str
+    passages: tuple[Passage, ...]
+    permutation: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    @classmethod
+    def of(cls, record: RankingRecord, order: Sequence[int]) -> "Window":
+        """The passages of `record` at the indices `order` (0-based), shown in that order.
+
+        The teacher's order of the chosen passages carries over to their new identifiers.
+        """
+        permutation = None
+        if record.permutation is not None:
+            identifier = {index: position for position, index in enumerate(order, start=1)}
+            permutation = tuple(identifier[i - 1] for i in record.permutation if i - 1 in identifier)
+        return cls(record.qid, record.query, tuple(record.passages[i] for i in order), permutation)
+
+
+def check_permutation(permutation: Sequence[int], n: int, qid: str) -> None:
+    """Raise a UserError unless `permutation` holds each of the identifiers 1..n exactly once."""
+    counts = Counter(permutation)
+    for name, identifiers in (
+        ("lacks", [i for i in range(1, n + 1) if i not in counts]),
+        ("repeats", [i for i, count in counts.items() if count > 1]),
+        ("goes out of range with", [i for i in counts if not 1 <= i <= n]),
+    ):
+        if identifiers:
+            shown = ", ".join(f"[{i}]" for i in identifiers[:3]) + (", ..." if len(identifiers) > 3 else "")
+            raise UserError(f"the permutation of query {qid!r} ({n} passages) {name} {shown}")
