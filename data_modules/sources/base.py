@@ -1,16 +1,26 @@
-"""What all sources share: lines read safely, and what happens to a broken one."""
+"""What all sources share: lines read safely, fields checked, and what happens to a broken line."""
 
 import gzip
 import json
+import re
+import reprlib
+import sys
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeGuard, TypeVar
 
+from data_modules.records import Passage
 from lit_rerank.errors import UserError
 
 OnError = Literal["raise", "skip"]
+Row = dict[str, Any]
 Record = TypeVar("Record")
+Raw = TypeVar("Raw")
+Built = TypeVar("Built")
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Source(ABC, Generic[Record]):
@@ -27,5 +37,139 @@ class Source(ABC, Generic[Record]):
         self.on_error = on_error
         self.skipped: list[str] = []
 
+    def __iter__(self) -> Iterator[Record]:
+        self.skipped = []
+        return self._read()
+
     @abstractmethod
-    def __iter__(self) -> Iterator[Record]: ...
+    def _read(self) -> Iterator[Record]: ...
+
+    def _jsonl(self, path: Path, build: Callable[[Row], Built]) -> Iterator[Built]:
+        """What `build` makes of each line of a `.jsonl` or `.jsonl.gz` file."""
+        return self._build(read_lines(path), lambda line: build(parse_object(line)))
+
+    def _build(self, raws: Iterable[tuple[str, Raw]], build: Callable[[Raw], Built]) -> Iterator[Built]:
+        """What `build` makes of each (place, raw record); its UserErrors gain the place, and raise or are skipped."""
+        for place, raw in raws:
+            try:
+                built = build(raw)
+            except UserError as error:
+                message = f"{place}: {error}"
+                if self.on_error == "raise":
+                    raise UserError(message) from None
+                self.skipped.append(message)
+            else:
+                yield built
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, or a UserError where there is no such file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path} is a directory, not a file" if file.is_dir() else f"{path} does not exist")
+    return file
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """`file:line` and content of each line that is not blank. Only "\\n" ends a line: texts hold U+0085 and U+2028.
+
+    Raises:
+        UserError: where the file cannot be read (further), such as a truncated gzip.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read any further: {error}") from None
+
+
+def parse_object(line: bytes) -> Row:
+    """The JSON object that one line holds."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8: byte {error.start + 1} of the line") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
+        raise UserError(f"not usable JSON: {error}") from None
+    return as_object(value)
+
+
+def as_object(value: Any) -> Row:
+    """`value`, or a UserError where it is not a JSON object."""
+    if not isinstance(value, dict):
+        raise UserError(f"must be a JSON object, not {reprlib.repr(value)}")
+    return value
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether `value` is a string that UTF-8 can hold (JSON can escape half a surrogate pair)."""
+    return isinstance(value, str) and not SURROGATE.search(value)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether `value` is a whole number; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a number, NaN and the infinities left out."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether `value` is a list."""
+    return isinstance(value, list)
+
+
+def is_whole_list(value: Any) -> TypeGuard[list[int]]:
+    """Whether `value` is a list of whole numbers."""
+    return isinstance(value, list) and all(map(is_whole, value))
+
+
+def is_grades(value: Any) -> TypeGuard[dict[str, int]]:
+    """Whether `value` is an object with whole numbers only."""
+    return isinstance(value, dict) and all(map(is_whole, value.values()))
+
+
+def field(row: Row, name: str, is_valid: Callable[[Any], TypeGuard[Built]], what: str) -> Built:
+    """`row[name]`, or a UserError saying that it is missing or must be `what`."""
+    if name not in row:
+        raise UserError(f'"{name}" is missing')
+    value = row[name]
+    if not is_valid(value):
+        raise UserError(f'"{name}" must be {what}, not {reprlib.repr(value)}')
+    return value
+
+
+def text(row: Row, name: str) -> str:
+    """The string `row[name]`."""
+    return field(row, name, is_text, "a string")
+
+
+def whole_numbers(row: Row, name: str) -> tuple[int, ...]:
+    """The whole numbers in the list `row[name]`."""
+    return tuple(field(row, name, is_whole_list, "a list of whole numbers"))
+
+
+def each(row: Row, name: str, build: Callable[[Row], Built], limit: int | None = None) -> tuple[Built, ...]:
+    """What `build` makes of the objects in the list `row[name]`; its UserErrors gain the item's number."""
+    built = []
+    for number, item in enumerate(field(row, name, is_list, "a list of objects")[:limit], start=1):
+        try:
+            built.append(build(as_object(item)))
+        except UserError as error:
+            raise UserError(f'"{name}", item {number}: {error}') from None
+    return tuple(built)
+
+
+def passage(row: Row) -> Passage:
+    """`{"docid": str, "text": str, "score"?: float}`"""
+    score = row.get("score")
+    if score is not None:
+        score = float(field(row, "score", is_number, "a finite number"))
+    return Passage(text(row, "docid"), text(row, "text"), score)

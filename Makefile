@@ -1,0 +1,56 @@
+# `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
+# goes to pytest (make test PYTEST_ARGS='-k model -x').
+PYTHON ?= python3
+PYTEST_ARGS ?=
+LOGDIR ?= runs
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL := models/smollm2-135m-instruct
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model lint test tensorboard wheel clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## Create .venv and install the project into it, editable, at the tested versions
+
+# Nothing to do while neither the requirements nor the pins have changed. A .venv that is there is kept,
+# whatever PYTHON says; half of one, as where Python lacks ensurepip, is not left behind.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "lit-rerank needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is none of them:" \
+	    "$$($(PYTHON) --version 2>&1 | head -n 1). Name one, as in: make setup PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	@touch $@
+
+model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM of the tests and examples
+
+# The directory appears whole or not at all, so that one file of it stands for all. It is not made
+# again when .venv changes.
+$(MODEL)/config.json: | $(STAMP)
+	$(BIN)/python scripts/convert_gguf.py $(MODEL)
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP) $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
+	$(BIN)/tensorboard --logdir $(LOGDIR)
+
+# A stale build/ would put files into the wheel that are long deleted.
+wheel: $(STAMP) ## Build the wheel into dist/
+	rm -rf build
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Delete what builds and checks leave; .venv, models and runs stay
+	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find lit_rerank data_modules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""What the two data modules share: sources into `datasets`, loaders, and the candidates to rerank."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import Dataset
+
+from data_modules.records import Passage, RankingRecord
+from data_modules.sources.base import Source
+from data_modules.windows import Augmentation, EpochSampler
+from lit_rerank.backbone import context_length, load_tokenizer
+from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+Example = TypeVar("Example")
+
+
+class RankingDataModule(L.LightningDataModule, Generic[Example]):
+    """Loaders of training examples, of validation examples and of candidates to rerank.
+
+    Args:
+        train: records to learn from.
+        val: records whose loss is watched; each gives the same windows at every validation.
+        candidates: lists that validation, test and predict rerank (with `qrels`, they are measured).
+        tokenizer: Hugging Face id or directory; linked to the model's by train.py.
+        prompt: linked to the model's by train.py.
+        augmentation: how windows are drawn from records.
+        choices: learn from the first so many choices of a teacher only; null: from all.
+        batch_size: windows of a training step on one process.
+        val_batch_size: windows or candidate lists of a validation step.
+        num_workers: processes that encode windows.
+        seed: of all draws.
+        trust_remote_code: run code that the tokenizer's repository brings; linked to the model's by train.py.
+    """
+
+    def __init__(
+        self,
+        train: Source[Any] | None = None,
+        val: Source[Any] | None = None,
+        candidates: Source[RankingRecord] | None = None,
+        tokenizer: str = "",
+        prompt: PromptSettings | None = None,
+        augmentation: Augmentation | None = None,
+        choices: int | None = None,
+        batch_size: int = 8,
+        val_batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if choices is not None and choices < 1:
+            raise UserError(f"data.choices is {choices}; it must be at least 1, or null for all")
+        self.sources = {"train": train, "val": val, "candidates": candidates}
+        self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
+        self.prompt = prompt or PromptSettings()
+        self.augmentation = augmentation or Augmentation()
+        self.choices, self.seed = choices, seed
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.records: dict[str, datasets.Dataset] = {}
+
+    @abstractmethod
+    def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
+        """The training example that is drawn from a row of a source at (epoch, index)."""
+
+    def setup(self, stage: str) -> None:
+        name, trust = self.tokenizer, self.trust_remote_code
+        self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
+        for name in {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}.get(stage, ("candidates",)):
+            if name not in self.records and self.sources[name] is not None:
+                self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> Any:
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        examples = _Examples(self, "train", self.augmentation.windows_per_record)
+        return StatefulDataLoader(
+            examples,
+            batch_size=self.batch_size,
+            sampler=self._sampler(examples, shuffle=True),
+            num_workers=self.num_workers,
+            collate_fn=list,
+        )
+
+    def val_dataloader(self) -> list[Any]:
+        loaders = [self._plain_loader(_Examples(self, "val", 1))] if "val" in self.records else []
+        return loaders + ([self._plain_loader(_Candidates(self))] if "candidates" in self.records else [])
+
+    def test_dataloader(self) -> Any:
+        return self._plain_loader(_Candidates(self))
+
+    def predict_dataloader(self) -> Any:
+        return self._plain_loader(_Candidates(self))
+
+    def _plain_loader(self, examples: Dataset[Any]) -> Any:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            examples,
+            batch_size=self.val_batch_size,
+            sampler=self._sampler(examples, shuffle=False),
+            num_workers=self.num_workers,
+            collate_fn=list,
+        )
+
+    def _sampler(self, examples: Any, shuffle: bool) -> EpochSampler:
+        trainer = self.trainer
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        return EpochSampler(examples, world, rank, shuffle=shuffle, seed=self.seed)
+
+
+class _Examples(Dataset[Any]):
+    """The examples drawn from one source, by (epoch, index)."""
+
+    def __init__(self, module: RankingDataModule[Any], name: str, per_record: int) -> None:
+        if name not in module.records:
+            raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
+        self.module, self.rows, self.per_record = module, module.records[name], per_record
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.per_record
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        return self.module.example(self.rows[index // self.per_record], epoch, index)
+
+
+class _Candidates(Dataset[RankingRecord]):
+    """Candidate lists, whole."""
+
+    def __init__(self, module: RankingDataModule[Any]) -> None:
+        if "candidates" not in module.records:
+            raise UserError("data.init_args.candidates is not set: there is nothing to rerank")
+        self.rows = module.records["candidates"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> RankingRecord:
+        return to_record(self.rows[key[1]])
+
+
+def _load(name: str, source: Source[Any]) -> "datasets.Dataset":
+    """A source's records as an Arrow table; what it left out is reported."""
+    import datasets
+
+    rows = [_to_row(record) for record in source]
+    if source.skipped:
+        rank_zero_info(f"{name}: {len(source.skipped)} lines skipped, the first: {source.skipped[0]}")
+    if not rows:
+        raise UserError(f"data.init_args.{name}: the source holds no record")
+    return datasets.Dataset.from_list(rows)
+
+
+def _to_row(record: Any) -> dict[str, Any]:
+    row = asdict(record)
+    if isinstance(record, RankingRecord) and record.qrels is not None:
+        row["qrels"] = [{"docid": docid, "grade": grade} for docid, grade in record.qrels.items()]
+    return row
+
+
+def to_record(row: Mapping[str, Any]) -> RankingRecord:
+    """A row of the table as the record it was made from."""
+    qrels: Sequence[Mapping[str, Any]] | None = row["qrels"]
+    return RankingRecord(
+        qid=row["qid"],
+        query=row["query"],
+        passages=tuple(Passage(**passage) for passage in row["passages"]),
+        permutation=None if row["permutation"] is None else tuple(row["permutation"]),
+        qrels=None if qrels is None else {judged["docid"]: judged["grade"] for judged in qrels},
+    )

@@ -1,0 +1,32 @@
+"""Preferences, for DPO: those of teacher permutations' steps, or ready-made pairs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_modules.base import RankingDataModule, to_record
+from data_modules.windows import generator
+from lit_rerank.preferences import Negatives, Preference, PreferenceExample
+
+
+class PreferenceDataModule(RankingDataModule[PreferenceExample]):
+    """The preferences of windows, or ready-made prompt / chosen / rejected data (`PairsSource`) as it stands.
+
+    Args:
+        negatives: what stands against the teacher's choices: `on_policy`, `hardest`, `sampled:m`, `all` or `sequence`.
+        kwargs: those of `RankingDataModule`.
+    """
+
+    def __init__(self, negatives: str = "on_policy", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.negatives = Negatives.parse(negatives)
+
+    def example(self, row: Mapping[str, Any], epoch: int, index: int) -> PreferenceExample:
+        if "chosen" in row:
+            return self._pair(row, index)
+        draw = generator(self.seed, epoch, index)
+        window = self.augmentation.draw(to_record(row), draw)
+        return self.negatives.example(self.encoder.encode(window, self.choices), self.encoder, draw)
+
+    def _pair(self, row: Mapping[str, Any], index: int) -> PreferenceExample:
+        state, chosen, rejected = self.encoder.encode_pair(row["prompt"], row["chosen"], row["rejected"])
+        return PreferenceExample(str(index), (Preference(state, chosen, (rejected,)),))

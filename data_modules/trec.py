@@ -1,0 +1,104 @@
+"""TREC qrels and runs, read and written as trec_eval takes them."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from ctypes import c_float
+from pathlib import Path
+
+from lit_rerank.errors import UserError
+
+Qrels = dict[str, dict[str, int]]
+Ranking = list[tuple[str, float]]
+
+
+def read_qrels(path: str | Path) -> Qrels:
+    """Grades by qid and docid, from lines `qid 0 docid grade`."""
+    qrels: Qrels = {}
+    for place, (qid, _, docid, grade) in _read_rows(path, "qid 0 docid grade"):
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", grade):
+            raise UserError(f"{place}: the grade must be a whole number, not {grade!r}")
+        if qrels.setdefault(qid, {}).setdefault(docid, int(grade)) != int(grade):
+            raise UserError(f"{place}: docid {docid!r} of query {qid!r} has another grade further up")
+    return qrels
+
+
+def read_run(path: str | Path) -> dict[str, Ranking]:
+    """Rankings by qid, from lines `qid Q0 docid rank score tag`, in trec_eval's order: it ignores the rank."""
+    run: dict[str, dict[str, float]] = {}
+    for place, (qid, _, docid, _, score, _) in _read_rows(path, "qid Q0 docid rank score tag"):
+        scores = run.setdefault(qid, {})
+        if docid in scores:
+            raise UserError(f"{place}: query {qid!r} lists docid {docid!r} twice")
+        scores[docid] = _score(score, place)
+    return {qid: _in_order(list(scores.items())) for qid, scores in run.items()}
+
+
+def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, tag: str) -> None:
+    """Write rankings, best first, as lines `qid Q0 docid rank score tag`. The file is put in place once it is whole.
+
+    Raises:
+        ValueError: for a name that is empty or holds white space, a repeated docid, a score that is not finite,
+            or an order that trec_eval would change.
+    """
+    lines = []
+    for qid, ranking in run.items():
+        docids = [docid for docid, _ in ranking]
+        for name in (qid, tag, *docids):
+            if name.split() != [name]:
+                raise ValueError(f"{name!r} is empty or holds white space, which a run cannot")
+        if len(set(docids)) < len(docids):
+            raise ValueError(f"query {qid!r} lists a docid twice")
+        if not all(math.isfinite(_single(score)) for _, score in ranking):
+            raise ValueError(f"query {qid!r} has a score that is not finite")
+        if _in_order(ranking) != list(ranking):
+            raise ValueError(f"trec_eval would reorder query {qid!r}: its scores must fall from rank to rank")
+        lines += [f"{qid} Q0 {docid} {rank} {float(score)!r} {tag}\n" for rank, (docid, score) in enumerate(ranking, 1)]
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _in_order(ranking: Sequence[tuple[str, float]]) -> Ranking:
+    """As trec_eval sorts: score descending, in single precision; ties by docid descending."""
+    return sorted(ranking, key=lambda item: (_single(item[1]), item[0]), reverse=True)
+
+
+def _single(score: float) -> float:
+    return c_float(score).value
+
+
+def _score(written: str, place: str) -> float:
+    try:
+        score = float(written)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(_single(score)):
+        raise UserError(f"{place}: the score must be a finite number, not {written!r}")
+    return score
+
+
+def _read_rows(path: str | Path, layout: str) -> Iterator[tuple[str, list[str]]]:
+    """`file:line` and columns of each line that is not blank. Bytes split on ASCII white space only, as C does."""
+    columns = layout.split()
+    try:
+        with Path(path).expanduser().open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                place = f"{path}:{number}"
+                try:
+                    row = [column.decode() for column in line.split()]
+                except UnicodeDecodeError:
+                    raise UserError(f"{place}: not UTF-8") from None
+                if row and len(row) != len(columns):
+                    raise UserError(f"{place}: has {len(row)} columns, not the {len(columns)} of `{layout}`")
+                if row:
+                    yield place, row
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,85 @@
+"""From windows to permutations: plain greedy generation, read back with tolerance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_modules.records import Window
+from lit_rerank.chain import Parsed
+from lit_rerank.encoding import Ids, WindowEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model answered to a window, and the permutation read from it."""
+
+    text: str
+    parsed: Parsed
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        return self.parsed.permutation
+
+
+class Generator:
+    """Greedy `generate` of Hugging Face, batched: windows of like length together, padded on the left.
+
+    Args:
+        model: a causal LM.
+        encoder: makes the prompts and reads the answers.
+        batch_size: windows generated at a time.
+    """
+
+    def __init__(self, model: "PreTrainedModel", encoder: WindowEncoder, batch_size: int = 8) -> None:
+        self.model, self.encoder, self.batch_size = model, encoder, batch_size
+
+    def __call__(
+        self, windows: Sequence[Window], progress: Callable[[int], object] = lambda count: None
+    ) -> list[Decoded]:
+        """One answer for each window; `progress` is told how many more are done.
+
+        Raises:
+            UserError: if a window exceeds the context.
+        """
+        prompts = [self.encoder.encode_prompt(window) for window in windows]
+        order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), len(prompts[i])), reverse=True)
+        answers: dict[int, Decoded] = {}
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            longest = self.encoder.completion_length(max(len(windows[i]) for i in batch))
+            texts = self._generate([prompts[i] for i in batch], longest)
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = Decoded(text, self.encoder.format.parse(text, len(windows[i])))
+            progress(len(batch))
+        return [answers[i] for i in range(len(windows))]
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[Ids], max_new_tokens: int) -> list[str]:
+        tokenizer = self.encoder.tokenizer
+        end = tokenizer.convert_tokens_to_ids(self.encoder.end_of_turn)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[end] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=end,
+                pad_token_id=end,
+                use_cache=True,
+            )
+        finally:
+            self.model.train(training)
+        return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)

@@ -1,0 +1,113 @@
+"""`evaluate.py rerank`: a candidates file in, a TREC run and its measures out."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from data_modules.records import RankingRecord
+from data_modules.sources import CandidatesSource
+from data_modules.trec import write_run
+from lit_rerank.backbone import DType
+from lit_rerank.decoding import Decoded
+from lit_rerank.metrics import means, parse_measure, per_query
+from lit_rerank.reranker import Ranking, Reranker, SlidingWindow, rerank
+
+
+def rerank_candidates(
+    model: str,
+    candidates: str,
+    run: str,
+    metrics: str,
+    adapter: str | None = None,
+    qrels: str | None = None,
+    format: Literal["chain", "direct"] | None = None,
+    window: int = 20,
+    stride: int = 10,
+    depth: int = 100,
+    max_passage_tokens: int | None = None,
+    queries: int | None = None,
+    measures: Sequence[str] = ("nDCG@10", "RR@10"),
+    batch_size: int = 8,
+    dtype: DType = "auto",
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Rerank first-stage candidates with a model and measure the result.
+
+    Args:
+        model: Hugging Face id or directory.
+        candidates: JSONL(.gz), one query a line: {"qid", "query", "candidates": [{"docid", "text", "score"}]}.
+        run: the TREC run to write.
+        metrics: the JSON file to write.
+        adapter: PEFT adapter directory.
+        qrels: TREC judgements; without them nothing is measured but time and malformed answers.
+        format: chain or direct; by default what the adapter was trained with, else chain.
+        window: passages in one prompt.
+        stride: how far the window moves up each time.
+        depth: candidates reranked per query, from the top.
+        max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
+        queries: only the first so many queries of the file.
+        measures: by ir-measures' names.
+        batch_size: windows generated at a time.
+        dtype: of the weights.
+        load_in_4bit: NF4 quantisation of the base weights.
+        trust_remote_code: run code that the model's repository brings.
+    """
+    parsed = [parse_measure(name) for name in measures]
+    sliding = SlidingWindow(window, stride, depth)
+    records = list(CandidatesSource(candidates, qrels))[:queries]
+    reranker = Reranker.from_pretrained(
+        model,
+        adapter,
+        format=format,
+        max_passage_tokens=max_passage_tokens,
+        sliding=sliding,
+        batch_size=batch_size,
+        dtype=dtype,
+        load_in_4bit=load_in_4bit,
+        trust_remote_code=trust_remote_code,
+    )
+    started = time.perf_counter()
+    rankings = _with_progress(records, reranker)
+    seconds = time.perf_counter() - started
+    write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag=Path(adapter or model).name)
+    result = {
+        **_measured(rankings, parsed),
+        "queries": len(records),
+        "windows": sum(len(ranking.decoded) for ranking in rankings),
+        "malformed": sum(ranking.malformed for ranking in rankings),
+        "seconds": round(seconds, 2),
+    }
+    Path(metrics).parent.mkdir(parents=True, exist_ok=True)
+    Path(metrics).write_text(json.dumps(result, indent=2) + "\n")
+    for name, value in result.items():
+        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+    return result
+
+
+def _with_progress(records: Sequence[RankingRecord], reranker: Reranker) -> list[Ranking]:
+    from tqdm import tqdm
+
+    total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
+    with tqdm(total=total, unit="window", desc="rerank") as bar:
+
+        def decode(windows: Sequence[Any]) -> Sequence[Decoded]:
+            return reranker.decode(windows, progress=bar.update)
+
+        return rerank(records, decode, reranker.sliding)
+
+
+def _measured(rankings: Sequence[Ranking], measures: Sequence[Any]) -> dict[str, float]:
+    """Means over the judged queries of the reranked lists and of the first stage's own order."""
+    judged = {r.record.qid: r.record.qrels for r in rankings if r.record.qrels}
+    if not judged:
+        return {}
+    reranked = {ranking.record.qid: ranking.run for ranking in rankings}
+    first_stage = {
+        ranking.record.qid: [(passage.docid, -float(rank)) for rank, passage in enumerate(ranking.record.passages)]
+        for ranking in rankings
+    }
+    first = means(per_query(first_stage, judged, measures))
+    return {**means(per_query(reranked, judged, measures)), **{f"first_stage.{name}": v for name, v in first.items()}}

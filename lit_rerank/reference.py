@@ -1,0 +1,231 @@
+"""The frozen model that DPO compares with, behind one interface.
+
+After SFT with adapters the reference is the *SFT adapter*; the bare base model (adapter off) is the right one only
+where training starts from a fresh adapter. One copy of the base weights serves both wherever adapters allow it.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_rerank.backbone import BackboneSettings, DType, is_adapted, load_model
+from lit_rerank.errors import UserError
+from lit_rerank.scoring import Rows, token_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REFERENCE = "reference"
+
+
+class Reference(ABC):
+    """Log-probabilities of the model that training started from: no gradients, no dropout."""
+
+    @abstractmethod
+    def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        """Bind to the policy's model, once, before training.
+
+        Raises:
+            UserError: if this kind of reference does not fit how the policy is trained.
+        """
+
+    @abstractmethod
+    def token_logps(self, rows: Rows) -> Tensor:
+        """The reference's answers to `rows`: (questions,) nats, float32.
+
+        To be called before the policy's forward: the policy's adapter must stay active from there until the
+        backward pass has ended, for gradient checkpointing recomputes with whatever is active then.
+        """
+
+    def save(self) -> None:  # noqa: B027
+        """Keep on disk what is worth keeping (see `Precomputed`)."""
+
+
+class FrozenAdapter(Reference):
+    """A frozen copy of an adapter beside the trained one, on the same base weights.
+
+    Args:
+        adapter: directory; by default the adapter that training starts from.
+    """
+
+    def __init__(self, adapter: str | None = None) -> None:
+        self.adapter = adapter
+
+    def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        adapter = self.adapter or settings.adapter
+        if adapter is None or not is_adapted(policy):
+            raise UserError(
+                "the reference FrozenAdapter needs an adapter: set backbone.adapter to SFT's, "
+                "or choose another reference (AdapterOff, SeparateModel)"
+            )
+        self.policy = policy
+        policy.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
+
+    def token_logps(self, rows: Rows) -> Tensor:
+        trained = self.policy.active_adapter
+        try:
+            # Without inference_mode PEFT would make the frozen copy trainable.
+            self.policy.set_adapter(REFERENCE, inference_mode=True)
+            with _frozen(self.policy):
+                return token_logps(self.policy, rows)
+        finally:
+            self.policy.set_adapter(trained)
+
+
+class AdapterOff(Reference):
+    """The base model under a fresh adapter: right where SFT was full fine-tuning, or was merged into the base."""
+
+    def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        if not is_adapted(policy):
+            raise UserError("the reference AdapterOff needs backbone.tune: lora; choose SeparateModel")
+        if settings.adapter is not None:
+            raise UserError(
+                f"training starts from the adapter {settings.adapter}: with the adapter off, the reference would be "
+                "the bare base model; choose FrozenAdapter"
+            )
+        self.policy = policy
+
+    def token_logps(self, rows: Rows) -> Tensor:
+        with self.policy.disable_adapter(), _frozen(self.policy):
+            return token_logps(self.policy, rows)
+
+
+class SeparateModel(Reference):
+    """A second, frozen model: for full fine-tuning.
+
+    Args:
+        model: id or directory; by default the model that training starts from.
+        adapter: an adapter on top of it; by default, with the default model, the one training starts from.
+        dtype: of its weights.
+        load_in_4bit: whether to quantise it; by default as the policy.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        adapter: str | None = None,
+        dtype: DType | None = None,
+        load_in_4bit: bool | None = None,
+    ) -> None:
+        self.model, self.adapter, self.dtype, self.load_in_4bit = model, adapter, dtype, load_in_4bit
+
+    def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        self.separate = load_model(
+            self.model or settings.model,
+            self.adapter or (settings.adapter if self.model is None else None),
+            load_in_4bit=settings.load_in_4bit if self.load_in_4bit is None else self.load_in_4bit,
+            dtype=self.dtype or settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+        ).eval()
+
+    def token_logps(self, rows: Rows) -> Tensor:
+        with _frozen(self.separate):
+            return token_logps(self.separate.to(rows.ids.device), rows)
+
+
+class Precomputed(Reference):
+    """Log-probabilities kept on disk, so that further runs on the same data need no reference model at all.
+
+    Each is found by a hash of its context and token: what the data or the format changes is not found. The model and
+    the adapter that training starts from are named beside them.
+
+    Args:
+        path: directory of the stored values.
+        of: the reference that answers what is not stored yet; without one that is an error.
+    """
+
+    def __init__(self, path: str, of: Reference | None = None) -> None:
+        self.path, self.of = Path(path), of
+
+    def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        self.origin = _origin(settings)
+        self.values: dict[int, float] = {}
+        self.new: dict[int, float] = {}
+        if self.of is not None:
+            self.of.attach(policy, settings)
+        elif not self.path.is_dir():
+            raise UserError(f"there are no precomputed reference values at {self.path}: set reference.of to make them")
+        for part in sorted(self.path.glob("*.safetensors")):
+            self._read(part)
+
+    def token_logps(self, rows: Rows) -> Tensor:
+        keys = _keys(rows)
+        if any(key not in self.values for key in keys):
+            if self.of is None:
+                raise UserError(
+                    f"the precomputed reference values at {self.path} lack some of this batch's: the data, the "
+                    "tokenizer or the format is not the one they were made with; set reference.of to add them"
+                )
+            answers = dict(zip(keys, self.of.token_logps(rows).tolist(), strict=True))
+            self.values |= answers
+            self.new |= answers
+        return torch.tensor([self.values[key] for key in keys], device=rows.ids.device)
+
+    def save(self) -> None:
+        """Write what was answered since the last call; every process writes files of its own."""
+        from safetensors.torch import save_file
+
+        if self.new:
+            keys = torch.tensor(list(self.new))
+            name = hashlib.blake2b(keys.numpy().tobytes(), digest_size=8).hexdigest()
+            self.path.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path / f"{name}.tmp"
+            tensors = {"keys": keys, "logps": torch.tensor(list(self.new.values()))}
+            save_file(tensors, unfinished, {"origin": json.dumps(self.origin)})
+            unfinished.rename(self.path / f"{name}.safetensors")
+            self.new = {}
+
+    def _read(self, part: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(part, "pt") as file:
+            origin = json.loads(file.metadata()["origin"])
+            if origin != self.origin:
+                raise UserError(
+                    f"the precomputed reference values in {part} are stale: they come from {origin}, "
+                    f"training starts from {self.origin}"
+                )
+            keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
+            self.values.update(zip(keys.tolist(), logps.tolist(), strict=True))
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients and no dropout inside; afterwards the model is as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        torch.clear_autocast_cache()  # weights cast without gradients must not serve the policy's forward
+
+
+def _keys(rows: Rows) -> list[int]:
+    """A 63-bit hash of each question's context and token."""
+    ids = rows.ids.cpu().numpy()
+    questions = zip(rows.row.tolist(), rows.position.tolist(), rows.token.tolist(), strict=True)
+    return [
+        int.from_bytes(
+            hashlib.blake2b(ids[row, : position + 1].tobytes() + token.to_bytes(8, "big"), digest_size=8).digest(), "big"
+        )
+        >> 1
+        for row, position, token in questions
+    ]
+
+
+def _origin(settings: BackboneSettings) -> dict[str, str]:
+    """What training starts from: the model's name and the adapter's content."""
+    digest = "none"
+    if settings.adapter is not None:
+        weights = Path(settings.adapter) / "adapter_model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else settings.adapter
+    return {"model": settings.model, "adapter": digest, "four_bits": str(settings.load_in_4bit)}

@@ -1,0 +1,179 @@
+"""Sliding windows over candidate lists, and the Python API."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_modules.records import Passage, RankingRecord, Window
+from lit_rerank.backbone import DType, context_length, load_model, load_tokenizer
+from lit_rerank.decoding import Decoded, Generator
+from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Decode = Callable[[Sequence[Window]], Sequence[Decoded]]
+SETTINGS_FILE = "lit_rerank.json"
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a list longer than a window is read: from its end to its start, so that the best passages rise.
+
+    Attributes:
+        window: passages in one prompt.
+        stride: how far the window moves up each time.
+        depth: how many candidates, from the top of the list, are reranked; the others keep their order below.
+    """
+
+    window: int = 20
+    stride: int = 10
+    depth: int = 100
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.depth < 1 or not 1 <= self.stride < self.window:
+            raise UserError(
+                f"window {self.window}, stride {self.stride}, depth {self.depth}: a window holds 2 or more passages, "
+                "the stride is at least 1 and less than the window, the depth at least 1"
+            )
+
+    def spans(self, n: int) -> list[tuple[int, int]]:
+        """The windows `[start, end)` over `n` candidates, in the order of reading."""
+        end = min(n, self.depth)
+        spans = [(max(0, end - self.window), end)]
+        while spans[-1][0] > 0:
+            end -= self.stride
+            spans.append((max(0, end - self.window), end))
+        return spans
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A record's candidates in their new order.
+
+    Attributes:
+        order: indices into `record.passages`, best first.
+        decoded: the answer to each window, in the order of reading.
+    """
+
+    record: RankingRecord
+    order: tuple[int, ...]
+    decoded: tuple[Decoded, ...]
+
+    @property
+    def passages(self) -> list[Passage]:
+        """Best first, each with a score that falls by one from rank to rank."""
+        n = len(self.order)
+        return [replace(self.record.passages[i], score=float(n - rank)) for rank, i in enumerate(self.order)]
+
+    @property
+    def run(self) -> list[tuple[str, float]]:
+        """(docid, score) as a TREC run wants them."""
+        return [(passage.docid, passage.score or 0.0) for passage in self.passages]
+
+    @property
+    def malformed(self) -> int:
+        """How many windows' answers needed repair."""
+        return sum(decoded.parsed.malformed for decoded in self.decoded)
+
+
+def rerank(records: Sequence[RankingRecord], decode: Decode, sliding: SlidingWindow) -> list[Ranking]:
+    """Rerank the candidates of every record; the windows of all records advance together."""
+    orders = [list(range(len(record.passages))) for record in records]
+    answers: list[list[Decoded]] = [[] for _ in records]
+    spans = [sliding.spans(len(record.passages)) for record in records]
+    for turn in range(max(map(len, spans), default=0)):
+        active = [i for i in range(len(records)) if turn < len(spans[i])]
+        windows = [Window.of(records[i], orders[i][slice(*spans[i][turn])]) for i in active]
+        for i, decoded in zip(active, decode(windows), strict=True):
+            start, end = spans[i][turn]
+            shown = orders[i][start:end]
+            orders[i][start:end] = [shown[identifier - 1] for identifier in decoded.permutation]
+            answers[i].append(decoded)
+    return [
+        Ranking(record, tuple(order), tuple(decoded))
+        for record, order, decoded in zip(records, orders, answers, strict=True)
+    ]
+
+
+class Reranker:
+    """Orders passages for a query with a listwise LLM.
+
+    >>> reranker = Reranker.from_pretrained("models/smollm2-135m-instruct", adapter="runs/dpo/adapter")
+    >>> [passage.text for passage in reranker.rank("capital of France", ["Berlin is ...", "Paris is ..."])]
+    """
+
+    def __init__(self, decode: Decode, sliding: SlidingWindow | None = None) -> None:
+        self.decode = decode
+        self.sliding = sliding or SlidingWindow()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        adapter: str | None = None,
+        *,
+        format: str | None = None,
+        max_passage_tokens: int | None = None,
+        sliding: SlidingWindow | None = None,
+        batch_size: int = 8,
+        dtype: DType = "auto",
+        load_in_4bit: bool = False,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "Reranker":
+        """Load a model (id or directory) and an adapter.
+
+        `format` and `max_passage_tokens` are, by default, those that the adapter (or the fully fine-tuned model)
+        was trained with.
+
+        Raises:
+            UserError: if one of the two cannot be loaded or they do not fit.
+        """
+        import torch
+
+        settings = load_prompt_settings(adapter or model)
+        settings.format = format or settings.format
+        settings.max_passage_tokens = max_passage_tokens or settings.max_passage_tokens
+        settings.max_length = None
+        tokenizer = load_tokenizer(model, trust_remote_code)
+        loaded = load_model(
+            model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
+        ).eval()
+        if not load_in_4bit:
+            loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        encoder = WindowEncoder(tokenizer, settings, context_length(model, trust_remote_code))
+        return cls(Generator(loaded, encoder, batch_size), sliding)
+
+    def rank(self, query: str, passages: Sequence[str | Passage]) -> list[Passage]:
+        """The passages, best first. Plain strings get their position (from 0) as docid.
+
+        Raises:
+            UserError: for an empty query, repeated docids, or a window that exceeds the model's context.
+        """
+        if not passages:
+            return []
+        candidates = tuple(
+            passage if isinstance(passage, Passage) else Passage(str(i), passage) for i, passage in enumerate(passages)
+        )
+        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.decode, self.sliding)
+        return ranking.passages
+
+
+def save_prompt_settings(settings: PromptSettings, directory: str | Path) -> None:
+    """Write how prompts were made beside the weights that were trained on them."""
+    (Path(directory) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def load_prompt_settings(directory: str | Path) -> PromptSettings:
+    """The settings beside a model or adapter; the defaults where there are none."""
+    path = Path(directory) / SETTINGS_FILE
+    if not path.is_file():
+        return PromptSettings()
+    try:
+        return PromptSettings(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not prompt settings: {error}") from error

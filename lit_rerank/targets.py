@@ -1,0 +1,257 @@
+"""What a batch asks of the model, and how the answers are put together: SFT, preferences, and picking negatives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rerank.chain import no_skill_loss
+from lit_rerank.encoding import EncodedWindow, allowed_tokens
+from lit_rerank.losses import segment_mean
+from lit_rerank.preferences import PreferenceExample
+from lit_rerank.scoring import Rows, RowsBuilder
+
+Device = torch.device | str
+
+
+@dataclass(frozen=True)
+class SFTLoss:
+    """Losses in nats; the model learns from `windows`, the rest is to be looked at.
+
+    Attributes:
+        windows: (windows,) the objective of each window.
+        choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that remain;
+            comparable with `no_skill`.
+        choice_nll: the same with p over the whole vocabulary.
+        rest: mean over windows and the completion's other tokens of -log p(token).
+        accuracy: share of the supervised choices at which the teacher's identifier is the model's.
+    """
+
+    windows: Tensor
+    choice: Tensor
+    choice_nll: Tensor
+    rest: Tensor
+    accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class SFTTargets:
+    """The completions of a batch of windows. T supervised tokens, C of them belong to choices, N choices.
+
+    Attributes:
+        token: (T,) which answers are the completions' tokens.
+        window: (T,) the window of each.
+        choice_token: (C,) which of the T tokens belong to a choice.
+        choice: (C,) the choice of each; choices are numbered through the batch.
+        allowed: (C, most) which answers are the tokens allowed in its place, its own first; -1 for none.
+        choice_window: (N,) the window of each choice.
+        no_skill: mean over windows of the choice loss of guessing, in nats.
+    """
+
+    rows: Rows
+    token: Tensor
+    window: Tensor
+    choice_token: Tensor
+    choice: Tensor
+    allowed: Tensor
+    choice_window: Tensor
+    no_skill: float
+
+    @property
+    def windows(self) -> int:
+        return int(self.window[-1]) + 1
+
+    @classmethod
+    def build(cls, batch: Sequence[EncodedWindow], device: Device = "cpu") -> "SFTTargets":
+        builder = RowsBuilder()
+        token, window, choice_token, choice, choice_window = [], [], [], [], []
+        allowed: list[list[int]] = []
+        for number, encoded in enumerate(batch):
+            sequence = builder.sequence(encoded.ids)
+            rank_at = {p: rank for rank, c in enumerate(encoded.choices) for p in range(c.start, c.end)}
+            trusted = encoded.choices[: encoded.supervised]
+            first_choice = len(choice_window)
+            choice_window += [number] * len(trusted)
+            for position in range(encoded.prompt_length, len(encoded.ids)):
+                rank = rank_at.get(position)
+                if rank is not None and rank >= encoded.supervised:
+                    continue
+                answer = builder.ask(sequence, position, encoded.ids[position])
+                if rank is not None:
+                    place = encoded.choices[rank]
+                    others = [t for t in place.allowed[position - place.start] if t != encoded.ids[position]]
+                    choice_token.append(len(token))
+                    choice.append(first_choice + rank)
+                    allowed.append([answer, *(builder.ask(sequence, position, t) for t in others)])
+                token.append(answer)
+                window.append(number)
+        return cls(
+            rows=builder.rows(device),
+            token=torch.tensor(token, device=device),
+            window=torch.tensor(window, device=device),
+            choice_token=torch.tensor(choice_token, device=device),
+            choice=torch.tensor(choice, device=device),
+            allowed=_padded(allowed, device),
+            choice_window=torch.tensor(choice_window, device=device),
+            no_skill=sum(no_skill_loss(len(e.window), e.supervised) for e in batch) / len(batch),
+        )
+
+    def loss(self, logps: Tensor, choice_weight: float = 1.0, normalise: bool = False) -> SFTLoss:
+        """The objective of each window: the weighted mean of its tokens' cross-entropies.
+
+        Args:
+            logps: (answers,) what the model says to `rows`.
+            choice_weight: weight of a choice's tokens; the others weigh 1.
+            normalise: take the probability of a choice's token over the tokens allowed there, not the vocabulary.
+        """
+        nll = -logps[self.token]
+        candidates = _gather(logps, self.allowed)
+        restricted = candidates.logsumexp(-1) - candidates[:, 0]
+        is_choice = torch.zeros_like(nll, dtype=torch.bool).index_fill(0, self.choice_token, True)
+        objective = nll.index_copy(0, self.choice_token, restricted) if normalise else nll
+        best = (candidates[:, 0] >= candidates.amax(-1)).long()
+        right = torch.ones_like(self.choice_window).scatter_reduce(0, self.choice, best, "amin")
+        return SFTLoss(
+            windows=segment_mean(
+                objective, self.window, self.windows, torch.where(is_choice, choice_weight, 1.0).to(nll.dtype)
+            ),
+            choice=self._mean_choice(restricted).detach(),
+            choice_nll=self._mean_choice(nll[self.choice_token]).detach(),
+            rest=segment_mean(nll[~is_choice], self.window[~is_choice], self.windows).mean().detach(),
+            accuracy=segment_mean(right.to(nll.dtype), self.choice_window, self.windows).mean(),
+        )
+
+    def _mean_choice(self, nll: Tensor) -> Tensor:
+        """From the losses of choices' tokens (C,) to the mean over windows of the mean over choices."""
+        choices = nll.new_zeros(len(self.choice_window)).index_add(0, self.choice, nll)
+        return segment_mean(choices, self.choice_window, self.windows).mean()
+
+
+@dataclass(frozen=True)
+class PreferenceTargets:
+    """The completions of a batch of preferences. P preferences, at most M rejected completions in one.
+
+    Attributes:
+        completion: (answers,) the completion that each answer is part of.
+        length: (completions,) tokens of each.
+        chosen: (P,) and rejected: (P, M) completions; -1 for none.
+        window: (P,) the window of each preference, numbered through those that have any; windows: how many.
+        step: (P,) which choice of its window it is, 1-based.
+    """
+
+    rows: Rows
+    completion: Tensor
+    length: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    window: Tensor
+    windows: int
+    step: Tensor
+
+    @classmethod
+    def build(cls, batch: Sequence[PreferenceExample], device: Device = "cpu") -> "PreferenceTargets | None":
+        """None where the batch holds no preference."""
+        builder = RowsBuilder()
+        completion: list[int] = []
+        length: list[int] = []
+
+        def add(state: tuple[int, ...], tokens: tuple[int, ...]) -> int:
+            sequence = builder.sequence(state + tokens)
+            for i, token in enumerate(tokens):
+                builder.ask(sequence, len(state) + i, token)
+                completion.append(len(length))
+            length.append(len(tokens))
+            return len(length) - 1
+
+        chosen, rejected, window, step = [], [], [], []
+        examples = [example for example in batch if example.preferences]
+        for number, example in enumerate(examples):
+            for preference in example.preferences:
+                chosen.append(add(preference.state, preference.chosen))
+                rejected.append([add(preference.state, tokens) for tokens in preference.rejected])
+                window.append(number)
+                step.append(preference.step)
+        if not chosen:
+            return None
+        return cls(
+            rows=builder.rows(device),
+            completion=torch.tensor(completion, device=device),
+            length=torch.tensor(length, device=device),
+            chosen=torch.tensor(chosen, device=device),
+            rejected=_padded(rejected, device),
+            window=torch.tensor(window, device=device),
+            windows=len(examples),
+            step=torch.tensor(step, device=device),
+        )
+
+    def completion_logps(self, logps: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed log-probabilities of the chosen (P,) and rejected (P, M) completions; -inf for none."""
+        sums = logps.new_zeros(len(self.length)).index_add(0, self.completion, logps)
+        return sums[self.chosen], _gather(sums, self.rejected)
+
+
+@dataclass(frozen=True)
+class ChoiceTargets:
+    """What must be asked to know a model's own choice at each step. K candidates in all, of all preferences.
+
+    Attributes:
+        allowed: (places, most) for each place where a candidate's tokens branch off others', which answers are the
+            tokens allowed there, the candidate's own first; -1 for none.
+        candidate: (places,) the candidate of each place.
+        sizes: how many candidates each preference has (the chosen and the rejected), in the batch's order.
+    """
+
+    rows: Rows
+    allowed: Tensor
+    candidate: Tensor
+    sizes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def build(cls, batch: Sequence[PreferenceExample], device: Device = "cpu") -> "ChoiceTargets":
+        builder = RowsBuilder()
+        allowed: list[list[int]] = []
+        candidate: list[int] = []
+        candidates = 0
+        for example in batch:
+            for preference in example.preferences:
+                options = (preference.chosen, *preference.rejected)
+                answers: dict[tuple[int, ...], dict[int, int]] = {}
+                for ids in options:
+                    for depth, tokens in enumerate(allowed_tokens(ids, options)):
+                        if len(tokens) == 1:
+                            continue
+                        path = ids[:depth]
+                        if path not in answers:
+                            context = preference.state + path
+                            sequence = builder.sequence(context)
+                            answers[path] = {t: builder.ask(sequence, len(context), t) for t in tokens}
+                        others = [answers[path][t] for t in tokens if t != ids[depth]]
+                        allowed.append([answers[path][ids[depth]], *others])
+                        candidate.append(candidates)
+                    candidates += 1
+        return cls(
+            rows=builder.rows(device),
+            allowed=_padded(allowed, device),
+            candidate=torch.tensor(candidate, device=device),
+            sizes=tuple(tuple(1 + len(p.rejected) for p in example.preferences) for example in batch),
+        )
+
+    def scores(self, logps: Tensor) -> list[list[list[float]]]:
+        """For each example, preference and candidate: its log-probability among the identifiers that remain."""
+        places = _gather(logps, self.allowed)
+        count = sum(map(sum, self.sizes))
+        flat = logps.new_zeros(count).index_add(0, self.candidate, places.log_softmax(-1)[:, 0]).tolist()
+        numbers = iter(flat)
+        return [[[next(numbers) for _ in range(size)] for size in example] for example in self.sizes]
+
+
+def _padded(indices: Sequence[Sequence[int]], device: Device) -> Tensor:
+    """Ragged indices as a matrix, filled up with -1."""
+    most = max(map(len, indices))
+    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in indices], device=device)
+
+
+def _gather(values: Tensor, indices: Tensor) -> Tensor:
+    """`values[indices]`, with -inf where the index is -1."""
+    return values[indices.clamp(min=0)].masked_fill(indices < 0, -torch.inf)

@@ -1,0 +1,15 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real data, which is not part of the project."""
+    path = Path(os.environ.get("LIT_RERANK_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no real data: {path} is absent (set LIT_RERANK_DATA to the folder that holds it)")
+    return path
