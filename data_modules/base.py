@@ -42,9 +42,9 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def __init__(
         self,
-        train: Source[Any] | None = None,
-        val: Source[Any] | None = None,
-        candidates: Source[RankingRecord] | None = None,
+        train: Source | None = None,
+        val: Source | None = None,
+        candidates: Source | None = None,
         tokenizer: str = "",
         prompt: PromptSettings | None = None,
         augmentation: Augmentation | None = None,
@@ -147,7 +147,7 @@ class _Candidates(Dataset[RankingRecord]):
         return to_record(self.rows[key[1]])
 
 
-def _load(name: str, source: Source[Any]) -> "datasets.Dataset":
+def _load(name: str, source: Source) -> "datasets.Dataset":
     """A source's records as an Arrow table; what it left out is reported."""
     import datasets
 

@@ -28,7 +28,7 @@ class LoraSettings:
 
     r: int = 16
     alpha: int = 32
-    dropout: float = 0.05
+    dropout: float = 0.0
     target_modules: str | Sequence[str] = "all-linear"
 
 
@@ -113,7 +113,7 @@ def load_backbone(settings: BackboneSettings) -> "PreTrainedModel":
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return model
+    return model.train()
 
 
 def context_length(model: str, trust_remote_code: bool = False) -> int | None:

@@ -51,7 +51,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             module = trainer.lightning_module
             export(module, Path(filepath).with_suffix(""))
-            if filepath == self.best_model_path:
+            if self.best_model_path in ("", filepath):  # as long as nothing was validated, the latest
                 export(module, Path(trainer.default_root_dir))
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:

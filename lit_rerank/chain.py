@@ -67,12 +67,17 @@ class Format(ABC):
     system = "You are a careful assistant that orders passages by how relevant they are to a query."
     instruction: str
 
-    def user(self, query: str, passages: Sequence[str]) -> str:
-        """The user's turn: the task, the passages with their identifiers `[1]..[n]`, the query, how to answer."""
+    def user(self, query: str, passages: Sequence[str], repeat_identifier: bool = False) -> str:
+        """The user's turn: the task, the passages with their identifiers `[1]..[n]`, the query, how to answer.
+
+        With `repeat_identifier` each identifier also follows its passage, which small models bind more easily.
+        """
         n = len(passages)
         if n > MAX_IDENTIFIER:
             raise UserError(f"a window of {n} passages is too large: identifiers go up to [{MAX_IDENTIFIER}]")
-        listed = "\n".join(f"[{i}] {text}" for i, text in enumerate(passages, start=1))
+        listed = "\n".join(
+            f"[{i}] {text} [{i}]" if repeat_identifier else f"[{i}] {text}" for i, text in enumerate(passages, start=1)
+        )
         return (
             f"Below are {n} passages, each marked with an identifier in square brackets. "
             f"Order them by their relevance to this query: {query}\n\n"

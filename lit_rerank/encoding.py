@@ -35,11 +35,13 @@ class PromptSettings:
         format: `chain` or `direct`.
         max_passage_tokens: every passage is cut to at most so many tokens, at a word's end; null: not cut.
         max_length: most tokens of prompt and completion together; null: the model's context.
+        repeat_identifier: write each passage's identifier after it, too.
     """
 
     format: str = "chain"
     max_passage_tokens: int | None = None
     max_length: int | None = None
+    repeat_identifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class WindowEncoder:
         return self.render_chat(
             [
                 {"role": "system", "content": self.format.system},
-                {"role": "user", "content": self.format.user(query, passages)},
+                {"role": "user", "content": self.format.user(query, passages, self.settings.repeat_identifier)},
             ]
         )
 

@@ -21,6 +21,7 @@ class RerankCLI(LightningCLI):
             RankingDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs/default", "log_every_n_steps": 1},
             parser_kwargs={"prog": "train.py"},

@@ -13,3 +13,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data: {path} is absent (set LIT_RERANK_DATA to the folder that holds it)")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama as a Hugging Face directory."""
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
