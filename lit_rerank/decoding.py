@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -26,6 +26,9 @@ class Decoded:
         return self.parsed.permutation
 
 
+_ONLY = Decoded("", Parsed((1,)))
+
+
 class Generator:
     """Greedy `generate` of Hugging Face, batched: windows of like length together, padded on the left.
 
@@ -46,32 +49,34 @@ class Generator:
         Raises:
             UserError: if a window exceeds the context.
         """
-        prompts = [self.encoder.encode_prompt(window) for window in windows]
-        order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), len(prompts[i])), reverse=True)
-        answers: dict[int, Decoded] = {}
+        answers = {i: _ONLY for i, window in enumerate(windows) if len(window) == 1}  # no choice, no forward
+        progress(len(answers))
+        prompts = {i: self.encoder.encode_prompt(window) for i, window in enumerate(windows) if i not in answers}
+        order = sorted(prompts, key=lambda i: (len(windows[i]), len(prompts[i])), reverse=True)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            longest = self.encoder.completion_length(max(len(windows[i]) for i in batch))
-            texts = self._generate([prompts[i] for i in batch], longest)
+            texts = self._generate([prompts[i] for i in batch], [len(windows[i]) for i in batch])
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = Decoded(text, self.encoder.format.parse(text, len(windows[i])))
             progress(len(batch))
         return [answers[i] for i in range(len(windows))]
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[Ids], max_new_tokens: int) -> list[str]:
+    def _generate(self, prompts: Sequence[Ids], passages: Sequence[int]) -> list[str]:
+        """Greedy answers, each at most as long as the longest well-formed one over its number of passages."""
         tokenizer = self.encoder.tokenizer
         end = tokenizer.convert_tokens_to_ids(self.encoder.end_of_turn)
+        limits = [self.encoder.completion_length(n) for n in passages]
         longest = max(map(len, prompts))
         ids = torch.tensor([[end] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         training = self.model.training
         self.model.eval()
         try:
-            output = self.model.generate(
+            output = cast(Any, self.model).generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits),
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -82,4 +87,5 @@ class Generator:
             )
         finally:
             self.model.train(training)
-        return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        answers = [ids[:limit] for ids, limit in zip(output[:, longest:].tolist(), limits, strict=True)]
+        return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]

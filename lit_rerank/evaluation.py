@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data_modules.records import RankingRecord
+from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource
 from data_modules.trec import write_run
 from lit_rerank.backbone import DType
 from lit_rerank.decoding import Decoded
+from lit_rerank.errors import UserError
 from lit_rerank.metrics import means, parse_measure, per_query
 from lit_rerank.reranker import Ranking, Reranker, SlidingWindow, rerank
 
@@ -58,6 +59,13 @@ def rerank_candidates(
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth)
     records = list(CandidatesSource(candidates, qrels))[:queries]
+    judged = sum(record.qrels is not None for record in records)
+    if qrels is not None and not judged:
+        raise UserError(
+            f"{qrels} judges none of the {len(records)} queries of {candidates}: are they of one collection?"
+        )
+    for path in (run, metrics):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -76,11 +84,11 @@ def rerank_candidates(
     result = {
         **_measured(rankings, parsed),
         "queries": len(records),
+        "judged_queries": judged,
         "windows": sum(len(ranking.decoded) for ranking in rankings),
         "malformed": sum(ranking.malformed for ranking in rankings),
         "seconds": round(seconds, 2),
     }
-    Path(metrics).parent.mkdir(parents=True, exist_ok=True)
     Path(metrics).write_text(json.dumps(result, indent=2) + "\n")
     for name, value in result.items():
         print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
@@ -88,13 +96,22 @@ def rerank_candidates(
 
 
 def _with_progress(records: Sequence[RankingRecord], reranker: Reranker) -> list[Ranking]:
-    from tqdm import tqdm
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
-    with tqdm(total=total, unit="window", desc="rerank") as bar:
+    columns = (TextColumn("windows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("windows", total=total)
 
-        def decode(windows: Sequence[Any]) -> Sequence[Decoded]:
-            return reranker.decode(windows, progress=bar.update)
+        def decode(windows: Sequence[Window]) -> Sequence[Decoded]:
+            return reranker.generator(windows, progress=lambda count: progress.advance(bar, count))
 
         return rerank(records, decode, reranker.sliding)
 

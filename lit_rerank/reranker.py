@@ -4,16 +4,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_model, load_tokenizer
 from lit_rerank.decoding import Decoded, Generator
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Decode = Callable[[Sequence[Window]], Sequence[Decoded]]
 SETTINGS_FILE = "lit_rerank.json"
@@ -106,8 +102,8 @@ class Reranker:
     >>> [passage.text for passage in reranker.rank("capital of France", ["Berlin is ...", "Paris is ..."])]
     """
 
-    def __init__(self, decode: Decode, sliding: SlidingWindow | None = None) -> None:
-        self.decode = decode
+    def __init__(self, generator: Generator, sliding: SlidingWindow | None = None) -> None:
+        self.generator = generator
         self.sliding = sliding or SlidingWindow()
 
     @classmethod
@@ -159,7 +155,7 @@ class Reranker:
         candidates = tuple(
             passage if isinstance(passage, Passage) else Passage(str(i), passage) for i, passage in enumerate(passages)
         )
-        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.decode, self.sliding)
+        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.generator, self.sliding)
         return ranking.passages
 
 

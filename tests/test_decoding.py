@@ -1,0 +1,75 @@
+"""Batched generation answers as one-by-one generation does, and whatever comes out is read as a permutation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_modules.records import Window
+from lit_rerank.backbone import load_model, load_tokenizer
+from lit_rerank.decoding import Generator
+from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.errors import UserError
+from tests.tiny import record
+
+
+def make_generator(model: Path, batch_size: int, format: str = "chain", context: int | None = None) -> Generator:
+    encoder = WindowEncoder(load_tokenizer(str(model)), PromptSettings(format), context)
+    return Generator(load_model(str(model), dtype="float32"), encoder, batch_size)
+
+
+def windows() -> list[Window]:
+    return [Window.of(record(f"q{i}", n), range(n)) for i, n in enumerate((3, 7, 2, 12, 5))]
+
+
+def generate_alone(generator: Generator, window: Window) -> str:
+    """The twin: one prompt, no padding, argmax of the whole logits, everything read again for each token."""
+    encoder, end = generator.encoder, generator.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = list(encoder.encode_prompt(window))
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) - start < encoder.completion_length(len(window)) and end not in ids[start:]:
+            ids.append(int(generator.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(encoder.tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("format", ["chain", "direct"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_of_unequal_windows_get_the_answers_that_each_gets_alone(
+    tiny_model: Path, format: str, batch_size: int
+) -> None:
+    generator = make_generator(tiny_model, batch_size, format)
+    for window, decoded in zip(windows(), generator(windows()), strict=True):
+        assert decoded.text == generate_alone(generator, window)
+        assert sorted(decoded.permutation) == list(range(1, len(window) + 1))
+
+
+def test_a_random_model_is_malformed_and_repaired(tiny_model: Path) -> None:
+    decoded = make_generator(tiny_model, 8)(windows())
+    assert any(answer.parsed.malformed for answer in decoded)
+
+
+def test_one_passage_needs_no_model(tiny_model: Path) -> None:
+    generator = make_generator(tiny_model, 8)
+    generator.model = None  # type: ignore[assignment]
+    (decoded,) = generator([Window.of(record(n=1), [0])])
+    assert decoded.permutation == (1,)
+    assert not decoded.parsed.malformed
+
+
+def test_progress_counts_every_window_once(tiny_model: Path) -> None:
+    counts: list[int] = []
+    make_generator(tiny_model, 2)([*windows(), Window.of(record(n=1), [0])], counts.append)
+    assert sum(counts) == 6
+
+
+def test_a_window_beyond_the_context_is_named(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"query 'q3': 12 passages .* exceed the context of 300"):
+        make_generator(tiny_model, 8, context=300)(windows()[3:4])
+
+
+def test_training_mode_survives(tiny_model: Path) -> None:
+    generator = make_generator(tiny_model, 8)
+    generator.model.train()
+    generator(windows()[:1])
+    assert generator.model.training

@@ -1,0 +1,94 @@
+"""evaluate.py rerank: real candidates and judgements in, a TREC run and trec_eval's numbers out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import pytest
+
+from data_modules.trec import read_run
+from lit_rerank.cli import evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def rerank(tmp_path: Path, model: Path, candidates: Path, *more: str) -> dict[str, Any]:
+    metrics = tmp_path / "out" / "metrics.json"
+    files = ["--run", str(tmp_path / "out" / "run.txt"), "--metrics", str(metrics)]
+    evaluate(["rerank", "--model", str(model), "--candidates", str(candidates), *files, *more])
+    return dict(json.loads(metrics.read_text()))
+
+
+def write_candidates(path: Path, queries: int = 2, passages: int = 6) -> Path:
+    with path.open("w") as file:
+        for q in range(queries):
+            candidates = [{"docid": f"d{i}", "text": f"passage {i} of {q}", "score": 9.0 - i} for i in range(passages)]
+            file.write(json.dumps({"qid": f"q{q}", "query": f"query {q}", "candidates": candidates}) + "\n")
+    return path
+
+
+def test_real_candidates_get_the_numbers_of_ir_measures(tmp_path: Path, tiny_model: Path, shared_data: Path) -> None:
+    candidates = shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz"
+    qrels = shared_data / "trec-dl" / "qrels.dl21.txt"
+    more = ["--qrels", str(qrels), "--window", "3", "--stride", "2", "--depth", "5", "--max_passage_tokens", "8"]
+    metrics = rerank(tmp_path, tiny_model, candidates, *more)
+    assert metrics["first_stage.nDCG@10"] == pytest.approx(0.4458, abs=5e-5)
+    measure = ir_measures.parse_measure("nDCG@10")
+    official = ir_measures.calc_aggregate(
+        [measure],
+        ir_measures.read_trec_qrels(str(qrels)),
+        ir_measures.read_trec_run(str(tmp_path / "out" / "run.txt")),
+    )
+    assert metrics["nDCG@10"] == pytest.approx(official[measure], abs=1e-9)
+    assert metrics["queries"] == metrics["judged_queries"] == 53
+    assert metrics["windows"] == 53 * 2
+    assert 0 <= metrics["malformed"] <= 53 * 2
+    run = read_run(tmp_path / "out" / "run.txt")
+    assert {len(ranking) for ranking in run.values()} == {100}
+
+
+def test_without_judgements_only_the_run_is_written(tmp_path: Path, tiny_model: Path) -> None:
+    metrics = rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--queries", "1")
+    assert metrics.keys() == {"queries", "judged_queries", "windows", "malformed", "seconds"}
+    assert list(read_run(tmp_path / "out" / "run.txt")) == ["q0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model", "models/none"], "there is no model directory|cannot load the .* 'models/none'"),
+        (["--adapter", "/nowhere"], "there is no adapter directory /nowhere"),
+        (["--candidates", "none.jsonl"], "none.jsonl"),
+        (["--qrels", "none.txt"], "none.txt"),
+        (["--measures", '["nDCG@ten"]'], "there is no measure 'nDCG@ten'"),
+        (["--window", "5"], "the stride is at least 1 and less than the window"),
+        (["--format", "poem"], "poem"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), *more)
+    said = f"{stop.value}\n{capsys.readouterr().err}"
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert stop.value.code not in (0, None)
+
+
+def test_judgements_of_another_collection_are_noticed(tmp_path: Path, tiny_model: Path) -> None:
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("elsewhere 0 d1 1\n")
+    with pytest.raises(SystemExit, match="judges none of the 2 queries"):
+        rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--qrels", str(qrels))
+
+
+def test_help_names_every_flag() -> None:
+    command = [sys.executable, str(ROOT / "evaluate.py"), "rerank", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
+    for flag in ("model", "adapter", "candidates", "qrels", "run", "metrics", "format", "window", "stride", "depth"):
+        assert f"--{flag} " in said
