@@ -1,16 +1,19 @@
 """What the two data modules share: sources into `datasets`, loaders, and the candidates to rerank."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources.base import Source
+from data_modules.sources.preferences import PreferencePair
 from data_modules.windows import Augmentation, EpochSampler
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -73,7 +76,9 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def setup(self, stage: str) -> None:
         name, trust = self.tokenizer, self.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
-        for name in {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}.get(stage, ("candidates",)):
+        for name in {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}.get(
+            stage, ("candidates",)
+        ):
             if name not in self.records and self.sources[name] is not None:
                 self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
 
@@ -81,13 +86,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         examples = _Examples(self, "train", self.augmentation.windows_per_record)
-        return StatefulDataLoader(
-            examples,
-            batch_size=self.batch_size,
-            sampler=self._sampler(examples, shuffle=True),
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
+        return StatefulDataLoader(examples, **self._loading(examples, self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> list[Any]:
         loaders = [self._plain_loader(_Examples(self, "val", 1))] if "val" in self.records else []
@@ -102,18 +101,21 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def _plain_loader(self, examples: Dataset[Any]) -> Any:
         from torch.utils.data import DataLoader
 
-        return DataLoader(
-            examples,
-            batch_size=self.val_batch_size,
-            sampler=self._sampler(examples, shuffle=False),
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
+        return DataLoader(examples, **self._loading(examples, self.val_batch_size, shuffle=False))
 
-    def _sampler(self, examples: Any, shuffle: bool) -> EpochSampler:
+    def _loading(self, examples: Any, batch_size: int, shuffle: bool) -> dict[str, Any]:
+        """What all loaders have in common."""
         trainer = self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        return EpochSampler(examples, world, rank, shuffle=shuffle, seed=self.seed)
+        world, rank, epoch = (trainer.world_size, trainer.global_rank, trainer.current_epoch) if trainer else (1, 0, 0)
+        sampler = EpochSampler(examples, world, rank, shuffle=shuffle, seed=self.seed)
+        sampler.set_epoch(epoch)  # of a resumed run, whose loader goes on before Lightning sets it
+        return {
+            "batch_size": batch_size,
+            "sampler": sampler,
+            "num_workers": self.num_workers,
+            "collate_fn": list,
+            "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
+        }
 
 
 class _Examples(Dataset[Any]):
@@ -161,6 +163,8 @@ def _load(name: str, source: Source) -> "datasets.Dataset":
 
 def _to_row(record: Any) -> dict[str, Any]:
     row = asdict(record)
+    if isinstance(record, PreferencePair):
+        row["prompt"] = json.dumps(record.prompt)  # text or messages, and a column has one type
     if isinstance(record, RankingRecord) and record.qrels is not None:
         row["qrels"] = [{"docid": docid, "grade": grade} for docid, grade in record.qrels.items()]
     return row
@@ -168,6 +172,8 @@ def _to_row(record: Any) -> dict[str, Any]:
 
 def to_record(row: Mapping[str, Any]) -> RankingRecord:
     """A row of the table as the record it was made from."""
+    if "passages" not in row:
+        raise UserError("ready-made pairs are for PreferenceDataModule's train and val; here rankings are needed")
     qrels: Sequence[Mapping[str, Any]] | None = row["qrels"]
     return RankingRecord(
         qid=row["qid"],

@@ -1,5 +1,6 @@
 """Preferences, for DPO: those of teacher permutations' steps, or ready-made pairs."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,5 +29,5 @@ class PreferenceDataModule(RankingDataModule[PreferenceExample]):
         return self.negatives.example(self.encoder.encode(window, self.choices), self.encoder, draw)
 
     def _pair(self, row: Mapping[str, Any], index: int) -> PreferenceExample:
-        state, chosen, rejected = self.encoder.encode_pair(row["prompt"], row["chosen"], row["rejected"])
+        state, chosen, rejected = self.encoder.encode_pair(json.loads(row["prompt"]), row["chosen"], row["rejected"])
         return PreferenceExample(str(index), (Preference(state, chosen, (rejected,)),))

@@ -28,7 +28,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 2 <= self.min_size <= self.max_size or self.windows_per_record < 1:
             raise UserError(
-                f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows per record; "
+                f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows a record; "
                 "a window holds 2 passages or more, and every record gives one window or more"
             )
 
@@ -46,11 +46,15 @@ def generator(seed: int, epoch: int, index: int) -> random.Random:
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Yields (epoch, index), shuffled by (seed, epoch) and split over processes.
+    """Yields (epoch, index), split over processes; shuffled by (seed, epoch), or the same in every epoch.
 
     With the epoch in the key, a dataset's draws need no state. Lightning calls `set_epoch`, and leaves this sampler
     alone because it is a DistributedSampler.
     """
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.shuffle:
+            super().set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for index in super().__iter__():

@@ -1,8 +1,11 @@
 """Load a causal LM, whole or in 4 bits, with or without LoRA adapters; save what was trained."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lit_rerank.errors import UserError
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 Tune = Literal["full", "lora"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
 @dataclass
@@ -67,7 +72,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> "PreTrainedTo
     from transformers import AutoTokenizer
 
     with _named_errors("tokenizer", model):
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def load_model(
@@ -83,19 +89,48 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
+    loaded: Any
+    found: Any
     if load_in_4bit:
         options["quantization_config"] = _four_bits(dtype)
+    if (Path(model) / "adapter_config.json").is_file():
+        raise UserError(f"{model} is an adapter: name it in backbone.adapter, and its base model in backbone.model")
     with _named_errors("model", model):
-        loaded = AutoModelForCausalLM.from_pretrained(model, **options)
+        loaded, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            model, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    misfits = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if misfits:  # they would be random numbers
+        raise UserError(
+            f"the weights of the model {model!r} do not fit its config.json: {misfits[0]} and {len(misfits) - 1} more "
+            "are missing or have another shape"
+        )
     _keep_gradients_exact(loaded)
     if adapter is not None:
-        from peft import PeftModel
+        return add_adapter(loaded, adapter, "default", trainable)
+    return cast("PreTrainedModel", loaded if trainable else loaded.requires_grad_(False))
 
-        with _named_errors("adapter", adapter):
-            loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=trainable)
-    elif not trainable:
-        loaded.requires_grad_(False)
-    return cast("PreTrainedModel", loaded)
+
+def add_adapter(model: "PreTrainedModel", adapter: str, name: str, trainable: bool = False) -> "PreTrainedModel":
+    """The model with a stored adapter put on it; one that it has already stays active.
+
+    Raises:
+        UserError: if there is none, or if it was made for another model.
+    """
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    if folder.is_dir() and not all(any(folder.glob(file)) for file in ("adapter_config.json", "adapter_model.*")):
+        raise UserError(f"the directory {adapter} holds no adapter (adapter_config.json, adapter_model.safetensors)")
+    with _named_errors("adapter", adapter):
+        adapted: Any = model
+        if not is_adapted(model):
+            adapted = PeftModel.from_pretrained(model, adapter, name, is_trainable=trainable)
+        # Once more, where it is there already: only this call tells what found no place.
+        loaded = adapted.load_adapter(adapter, name, is_trainable=trainable)
+    if loaded.missing_keys or loaded.unexpected_keys:
+        raise UserError(f"the adapter {adapter} does not fit the model's layers: was it made for another model?")
+    return cast("PreTrainedModel", adapted)
 
 
 def load_backbone(settings: BackboneSettings) -> "PreTrainedModel":
@@ -172,19 +207,22 @@ def _keep_gradients_exact(model: "PreTrainedModel") -> None:
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-class _named_errors:  # noqa: N801
-    """Turns what Hugging Face raises for a wrong name into one line that names it."""
+@contextmanager
+def _named_errors(what: str, name: str) -> Iterator[None]:
+    """Turns whatever Hugging Face raises for a wrong name or a broken directory into one line that names it.
 
-    def __init__(self, what: str, name: str) -> None:
-        self.what, self.name = what, name
-
-    def __enter__(self) -> None:
-        path = Path(self.name)
-        if path.is_absolute() or self.name.startswith(".") or self.name.count("/") != 1:
-            if not path.is_dir():
-                raise UserError(f"there is no {self.what} directory {self.name}")
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError) and not isinstance(error, UserError):
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"cannot load the {self.what} {self.name!r}: {first_line}") from error
+    There is no telling what that is: JSON, safetensors, pickle and Rust all have errors of their own.
+    """
+    here = name != "" and Path(name).is_dir()
+    if not here and not _HUB_ID.fullmatch(name):
+        raise UserError(f"there is no {what} directory {name!r}, and a Hugging Face id has the form owner/name")
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        if "size mismatch" in reason:
+            reason = f"was it made for another model? {reason}"
+        elsewhere = "" if here else "there is no such directory, and from Hugging Face: "
+        raise UserError(f"cannot load the {what} {name!r}: {elsewhere}{shorten(reason, 500)}") from error

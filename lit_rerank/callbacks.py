@@ -5,29 +5,42 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from data_modules.records import Window
 from data_modules.trec import write_run
 from lit_rerank.backbone import is_adapted
+from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
 
 
 class AdapterCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the best `val/nDCG@10`, each with its adapter in PEFT's layout.
+    """Keeps the checkpoint with the best `val/nDCG@10` and the last one, each with its adapter in PEFT's layout.
 
     `<run>/checkpoints/<name>.ckpt` resumes training; `<run>/checkpoints/<name>/adapter/` and, for the best,
-    `<run>/adapter/` are what inference loads. Full fine-tuning writes whole models, to `.../model/`.
+    `<run>/adapter/` are what inference loads. Full fine-tuning writes whole models, to `.../model/`. A run that
+    finds older files of the same name replaces them.
+
+    Args:
+        monitor: the figure that decides which checkpoint is the best; null: the latest is.
+        mode: whether it is better when higher (`max`) or lower (`min`).
+        filename: without `.ckpt`; may hold `{step}`, `{epoch}` and figures.
+        save_top_k: how many of the best are kept; -1: all.
+        save_last: whether `last.ckpt` is written.
+        every_n_train_steps: write `last.ckpt` so often, besides after validations, epochs and the last step.
+        save_on_train_epoch_end: whether the best is sought when an epoch ends; by default after validation.
     """
 
     def __init__(
         self,
-        monitor: str = "val/nDCG@10",
+        monitor: str | None = "val/nDCG@10",
         mode: str = "max",
         filename: str = "step={step}",
         save_top_k: int = 1,
@@ -40,18 +53,57 @@ class AdapterCheckpoint(ModelCheckpoint):
             mode=mode,
             filename=filename,
             save_top_k=save_top_k,
-            save_last=save_last,
-            every_n_train_steps=every_n_train_steps,
+            save_last=False,  # Lightning's only follows the best
             save_on_train_epoch_end=save_on_train_epoch_end,
             auto_insert_metric_name=False,
+            enable_version_counter=False,
         )
+        self.keep_last, self.last_every = save_last, every_n_train_steps
+        self._last_saved_at = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Write `last.ckpt` where it is due."""
+        step = trainer.global_step
+        due = step == trainer.max_steps or (self.last_every is not None and step % self.last_every == 0)
+        if due and step != self._last_saved_at:  # all the batches of an accumulation come here
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the best and the last, unless that waits for the epoch's end."""
+        super().on_validation_end(trainer, pl_module)
+        if (
+            trainer.state.fn == TrainerFn.FITTING
+            and not trainer.sanity_checking
+            and not self._should_save_on_train_epoch_end(trainer)
+        ):
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the best and the last, unless `max_steps` has ended the epoch early: nothing could resume that."""
+        if trainer.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+            if self._should_save_on_train_epoch_end(trainer):
+                self._save_last(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last, where something else has stopped training."""
+        if self._last_saved_at != trainer.global_step:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        if self.keep_last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            best_saved_at = self._last_global_step_saved
+            self.last_model_path = str(Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt")
+            self._save_checkpoint(trainer, self.last_model_path)
+            self._last_global_step_saved = best_saved_at  # the best may still follow on this step
+            self._last_saved_at = trainer.global_step
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
-            module = trainer.lightning_module
+            module = cast(RerankModule[Any], trainer.lightning_module)
             export(module, Path(filepath).with_suffix(""))
-            if self.best_model_path in ("", filepath):  # as long as nothing was validated, the latest
+            if self.monitor is None or self.best_model_path in ("", filepath):  # before any validation: the latest
                 export(module, Path(trainer.default_root_dir))
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
@@ -61,7 +113,7 @@ class AdapterCheckpoint(ModelCheckpoint):
 
 
 def export(module: RerankModule[Any], folder: Path) -> Path:
-    """Write what was trained as Hugging Face and PEFT load it: `folder/adapter` or, without adapters, `folder/model`."""
+    """Write what was trained as PEFT or Hugging Face loads it: `folder/adapter`, or (whole) `folder/model`."""
     adapted = is_adapted(module.model)
     target = folder / ("adapter" if adapted else "model")
     target.mkdir(parents=True, exist_ok=True)
@@ -75,16 +127,17 @@ def export(module: RerankModule[Any], folder: Path) -> Path:
 
 
 class Throughput(L.Callback):
-    """Logs `train/tokens_per_s`: tokens read by the policy, each once, in a second of wall time on this process."""
+    """Logs `train/tokens_per_s`: tokens that the policy reads on this process in a second, data loading included."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: RerankModule[Any], batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        self._started, self._tokens = time.perf_counter(), module.tokens_read
+    def on_train_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
+        self._since, self._tokens = time.perf_counter(), module.tokens_read
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, module: RerankModule[Any], outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        seconds = time.perf_counter() - self._started
-        module.log("train/tokens_per_s", (module.tokens_read - self._tokens) / seconds)
+    on_validation_end = on_train_start  # type: ignore[assignment]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: RerankModule[Any], optimizer: Any) -> None:  # type: ignore[override]
+        now, tokens = time.perf_counter(), module.tokens_read
+        module.log("train/tokens_per_s", (tokens - self._tokens) / (now - self._since))
+        self._since, self._tokens = now, tokens
 
 
 class RerankedText(L.Callback):
@@ -101,23 +154,21 @@ class RerankedText(L.Callback):
         self,
         trainer: L.Trainer,
         module: RerankModule[Any],
-        outputs: list[Ranking] | None,
+        outputs: dict[str, list[Ranking]] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if outputs and batch_idx == 0 and trainer.is_global_zero:
+        if outputs and batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    for ranking in outputs[: self.windows]:
+                    for ranking in outputs["rankings"][: self.windows]:
                         text = reranked_text(module, ranking)
                         logger.experiment.add_text(f"reranked/{ranking.record.qid}", text, trainer.global_step)
 
 
 def reranked_text(module: RerankModule[Any], ranking: Ranking) -> str:
     """The first window that was read, as Markdown."""
-    from data_modules.records import Window
-
     record = ranking.record
     start, end = module.reranking.sliding.spans(len(record.passages))[0]
     window = Window.of(record, range(start, end))
@@ -127,7 +178,9 @@ def reranked_text(module: RerankModule[Any], ranking: Ranking) -> str:
         grades = [(record.qrels or {}).get(passage.docid, "-") for passage in window.passages]
         teacher = ", ".join(f"[{i}] {grade}" for i, grade in enumerate(grades, start=1))
     parts = {"prompt": module.encoder.prompt(window), "model": ranking.decoded[0].text, "teacher or grades": teacher}
-    return "\n\n".join(f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items())
+    return "\n\n".join(
+        f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items()
+    )
 
 
 class RunWriter(BasePredictionWriter):
@@ -137,16 +190,14 @@ class RunWriter(BasePredictionWriter):
         super().__init__(write_interval="epoch")
         self.tag = tag
 
-    def write_on_epoch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, module: L.LightningModule, predictions: Sequence[Sequence[Ranking]], batch_indices: Any
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        predictions: Sequence[Run],
+        batch_indices: Any,
     ) -> None:
-        import torch.distributed as dist
-
-        own = {ranking.record.qid: ranking.run for batch in predictions for ranking in batch}
-        parts: list[Any] = [own]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            dist.all_gather_object(parts, own)
+        parts = gather({qid: run for batch in predictions for qid, run in batch.items()})
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "run.txt"
             path.parent.mkdir(parents=True, exist_ok=True)

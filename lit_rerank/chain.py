@@ -21,7 +21,7 @@ from lit_rerank.errors import UserError
 MAX_IDENTIFIER = 100
 
 _IDENTIFIER = re.compile(r"(?<![0-9])([0-9]++)\s*+\]")  # possessive: linear on any text
-_STEP = re.compile(r"^\s*Step\b[^:\n]*:(.*)$", re.MULTILINE | re.IGNORECASE)
+_STEP = re.compile(r"^[^\w\n]*+Step\b[^:\n]*:(.*)$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class ChainFormat(Format):
         return writer.completion()
 
     def parse(self, text: str, n: int) -> Parsed:
-        """The step that names the most passages counts (the later one of equals); without steps, the whole text."""
-        steps = _STEP.findall(text) or [text]
-        parsed = [_repair(_IDENTIFIER.findall(step), n) for step in steps]
-        return min(reversed(parsed), key=lambda p: p.missing)
+        """The step that names the most passages counts (the later one of equals); without any, the whole text."""
+        steps = [mentions for step in _STEP.findall(text) if (mentions := _IDENTIFIER.findall(step))]
+        parsed = [_repair(mentions, n) for mentions in reversed(steps or [_IDENTIFIER.findall(text)])]
+        return min(parsed, key=lambda p: p.missing)
 
 
 FORMATS: dict[str, Format] = {form.name: form for form in (ChainFormat(), DirectFormat())}

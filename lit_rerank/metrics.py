@@ -1,52 +1,94 @@
-"""trec_eval's measures as a torchmetrics Metric, exact under DDP."""
+"""Figures of batches and processes put together: trec_eval's measures as a torchmetrics Metric, and weighted means."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lit_rerank.errors import UserError
 
 Run = Mapping[str, Sequence[tuple[str, float]]]
 Qrels = Mapping[str, Mapping[str, int]]
+T = TypeVar("T")
 
 
 class TrecMetrics(Metric):
     """Means over queries of ir-measures' measures (`nDCG@10`, `RR@10`, ...), computed by trec_eval's code.
 
-    A query that several processes see (padded samplers repeat some) counts once.
+    A query that several processes see (padded samplers repeat some) counts once; one without judgements does not.
     """
 
     full_state_update = False
     higher_is_better = True
-    qids: list[Tensor]
-    values: list[Tensor]
+    rows: list[Tensor]
 
     def __init__(self, measures: Sequence[str] = ("nDCG@10",), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.measures = [parse_measure(name) for name in measures]
-        self.add_state("qids", default=[], dist_reduce_fx="cat")
-        self.add_state("values", default=[], dist_reduce_fx="cat")
+        # Flat and of one type, for a process without queries contributes an empty vector of the metric's type.
+        self.set_dtype(torch.float64)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
-    def update(self, qid: str, ranking: Sequence[tuple[str, float]], qrels: Mapping[str, int]) -> None:
+    def update(self, qid: str, ranking: Sequence[tuple[str, float]], qrels: Mapping[str, int] | None) -> None:
         """Add one query: its (docid, score) pairs and its judgements."""
+        if not qrels:
+            return
         scores = per_query({qid: ranking}, {qid: qrels}, self.measures)[qid]
-        digest = hashlib.blake2b(qid.encode(), digest_size=8).digest()
-        self.qids.append(torch.tensor([int.from_bytes(digest, "big") >> 1], device=self.device))
-        row = [scores[str(measure)] for measure in self.measures]
-        self.values.append(torch.tensor([row], dtype=torch.float64, device=self.device))
+        digest = int.from_bytes(hashlib.blake2b(qid.encode(), digest_size=8).digest(), "big")
+        row = [
+            float(digest >> 11),
+            *(scores[str(measure)] for measure in self.measures),
+        ]  # 53 bits: a float64 holds them
+        self.rows.append(torch.tensor(row, dtype=torch.float64, device=self.device))
 
     def compute(self) -> dict[str, float]:
         """Mean of each measure over the queries; empty before the first."""
-        if len(self.qids) == 0:
+        if len(self.rows) == 0:
             return {}
-        qids, values = (state if isinstance(state, Tensor) else torch.cat(state) for state in (self.qids, self.values))
-        first = {qid: i for i, qid in reversed(list(enumerate(qids.tolist())))}
-        means = values[list(first.values())].mean(0).tolist()
-        return dict(zip(map(str, self.measures), means, strict=True))
+        table = dim_zero_cat(self.rows).view(-1, 1 + len(self.measures))
+        queries = {row[0]: row[1:] for row in table.tolist()}
+        columns = zip(*queries.values(), strict=True)
+        return {str(m): sum(column) / len(column) for m, column in zip(self.measures, columns, strict=True)}
+
+
+class Means:
+    """Weighted means of named figures over batches and processes; not every process needs to know every name."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self._weights: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor | float, weight: int) -> None:
+        """Add a mean over `weight` things."""
+        if weight:
+            self._totals[name] = torch.as_tensor(value).detach() * weight + self._totals.get(name, 0.0)
+            self._weights[name] = self._weights.get(name, 0) + weight
+
+    def collect(self) -> dict[str, tuple[float, int]]:
+        """Mean and weight of every figure of all processes, each of which must call this; then all begins anew."""
+        own = {name: (total.item(), self._weights[name]) for name, total in self._totals.items()}
+        self._totals, self._weights = {}, {}
+        parts = gather(own)
+        collected = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            totals, weights = zip(*(part[name] for part in parts if name in part), strict=True)
+            collected[name] = (sum(totals) / sum(weights), sum(weights))
+        return collected
+
+
+def gather(own: T) -> list[T]:
+    """What every process has, by rank."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return parts
 
 
 def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict[str, float]]:
@@ -74,4 +116,6 @@ def parse_measure(name: str) -> Any:
     try:
         return ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
-        raise UserError(f"there is no measure {name!r}; ir-measures' names are such as nDCG@10, RR@10, AP(rel=2)") from error
+        raise UserError(
+            f"there is no measure {name!r}; ir-measures' names are such as nDCG@10, RR@10, AP(rel=2)"
+        ) from error

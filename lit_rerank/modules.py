@@ -1,7 +1,7 @@
 """The two LightningModules. What they share is the base class; each adds only its objective."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import lightning as L
@@ -14,7 +14,7 @@ from lit_rerank.decoding import Generator
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
-from lit_rerank.metrics import TrecMetrics
+from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.preferences import PreferenceExample, pick_rejected
 from lit_rerank.reference import FrozenAdapter, Reference
 from lit_rerank.reranker import Ranking, SlidingWindow, rerank
@@ -22,12 +22,13 @@ from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import ChoiceTargets, PreferenceTargets, SFTTargets
 
+Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
 
 
 @dataclass
 class OptimizerSettings:
-    """AdamW with linear warm-up and cosine decay to zero, over all steps of the run (`max_steps` where it is set).
+    """AdamW with linear warm-up and cosine decay to zero, over all steps of the run.
 
     Attributes:
         lr: peak learning rate.
@@ -52,6 +53,9 @@ class RerankSettings:
     batch_size: int = 8
     measures: tuple[str, ...] = ("nDCG@10", "RR@10")
 
+    def __post_init__(self) -> None:
+        self.sliding  # noqa: B018 (refuses what makes no sense)
+
     @property
     def sliding(self) -> SlidingWindow:
         return SlidingWindow(self.window, self.stride, self.depth)
@@ -59,11 +63,17 @@ class RerankSettings:
 
 @dataclass
 class Objective:
-    """What a batch says: the loss of each of its windows that has one, and figures to log."""
+    """What a batch says.
+
+    Attributes:
+        windows: (windows,) the loss of each window that has one.
+        tokens: how many tokens the model read.
+        figures: to be logged: means, each with the number of things it is the mean of.
+    """
 
     windows: Tensor
     tokens: int
-    figures: Mapping[str, Tensor | float]
+    figures: Mapping[str, tuple[Tensor | float, int]]
 
 
 class RerankModule(L.LightningModule, Generic[Example]):
@@ -88,9 +98,9 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self.reranking = reranking or RerankSettings()
         self.strict_loading = False  # checkpoints hold only what is trained
         self.ranking_metrics = TrecMetrics(self.reranking.measures)
-        self._step_windows = 0
-        self._resumed_rng: dict[str, Any] | None = None
         self.tokens_read = 0
+        self._figures = {stage: Means() for stage in ("train", "val", "test")}
+        self._resumed_rng: dict[str, Any] | None = None
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -101,8 +111,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         self.model = load_backbone(self.backbone)
 
-    def objective(self, batch: Sequence[Example]) -> Objective | None:
-        """The loss of each window of a batch; None where no window has one."""
+    def objective(self, batch: Sequence[Example]) -> Objective:
+        """The losses of a batch, and what to log about it."""
         raise NotImplementedError
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -110,20 +120,19 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The summed loss of the batch's windows."""
         objective = self.objective(batch)
-        if objective is None:  # nothing to learn here, but every process must take part in the backward pass
-            return 0.0 * torch.stack([p.sum() for p in trainable_parameters(self).values()]).sum()
-        self._step_windows += len(objective.windows)
         self.tokens_read += objective.tokens
-        self._log_objective("train", objective)
+        self._note("train", objective)
+        if len(objective.windows) == 0:  # nothing to learn here, but every process must take part in the backward pass
+            return 0.0 * torch.stack([p.sum() for p in trainable_parameters(self).values()]).sum()
         return objective.windows.sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        figures = self._figures["train"].collect()
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
-        windows = self.trainer.strategy.reduce(torch.tensor(float(self._step_windows), device=self.device), reduce_op="sum")
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(float(windows), 1.0)
-        gradients = [p.grad for p in trainable_parameters(self).values() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        self._step_windows = 0
+        _, windows = figures.get("loss", (0.0, 1))
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / windows
+        torch._foreach_mul_([p.grad for p in trainable_parameters(self).values() if p.grad is not None], factor)
+        self._log_step(figures)
 
     def configure_optimizers(self) -> Any:
         from transformers import get_cosine_schedule_with_warmup
@@ -132,79 +141,89 @@ class RerankModule(L.LightningModule, Generic[Example]):
         optimizer = torch.optim.AdamW(
             trainable_parameters(self).values(), settings.lr, settings.betas, weight_decay=settings.weight_decay
         )
-        # estimated_stepping_batches would set up the loaders anew, and lose where a resumed epoch stood.
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError(
+                "set trainer.max_epochs or trainer.max_steps: the learning rate must know how long training is"
+            )
+        # This has set up the loader before a resumed run could tell where its epoch stood; it is to be set up again.
+        self.trainer.fit_loop._combined_loader = None
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- validation, test, predict --------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> list[Ranking] | None:
+    def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> list[Ranking] | None:
+    def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         return self._evaluate("test", batch)
 
-    def predict_step(self, batch: Sequence[RankingRecord], batch_idx: int, dataloader_idx: int = 0) -> list[Ranking]:
-        return self.rerank(batch)
+    def predict_step(self, batch: Sequence[RankingRecord], batch_idx: int, dataloader_idx: int = 0) -> Run:
+        # Plain values: Lightning looks through them for tensors, and stops at frozen dataclasses.
+        return {ranking.record.qid: ranking.run for ranking in self.rerank(batch)}
 
     def on_validation_epoch_end(self) -> None:
-        self._log_ranking("val")
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_ranking("test")
+        self._log_evaluation("test")
 
     def rerank(self, records: Sequence[RankingRecord]) -> list[Ranking]:
         """The records' candidates in the order that the model as it now is puts them."""
-        return rerank(
-            records, Generator(self.model, self.encoder, self.reranking.batch_size), self.reranking.sliding
-        )
+        return rerank(records, Generator(self.model, self.encoder, self.reranking.batch_size), self.reranking.sliding)
 
-    def _evaluate(self, stage: str, batch: Sequence[Any]) -> list[Ranking] | None:
+    def _evaluate(self, stage: str, batch: Sequence[Any]) -> Evaluated:
         """Batches of candidates are reranked and measured; any others get the training objective."""
         if not isinstance(batch[0], RankingRecord):
-            objective = self.objective(batch)
-            if objective is not None:
-                self._log_objective(stage, objective)
+            self._note(stage, self.objective(batch))
             return None
         rankings = self.rerank(batch)
         for ranking in rankings:
-            if ranking.record.qrels:
-                self.ranking_metrics.update(ranking.record.qid, ranking.run, ranking.record.qrels)
-        windows = sum(len(ranking.decoded) for ranking in rankings)
-        malformed = sum(ranking.malformed for ranking in rankings) / windows
-        self._log(f"{stage}/malformed", malformed, windows)
-        return rankings
+            self.ranking_metrics.update(ranking.record.qid, ranking.run, ranking.record.qrels)
+            windows = len(ranking.decoded)
+            self._figures[stage].add("malformed", ranking.malformed / windows, windows)
+        return {"rankings": rankings}
 
-    def _log_ranking(self, stage: str) -> None:
+    def _note(self, stage: str, objective: Objective) -> None:
+        windows = objective.windows.detach()
+        self._figures[stage].add("loss", windows.mean(), len(windows))
+        for name, (value, weight) in objective.figures.items():
+            self._figures[stage].add(name, value, weight)
+
+    def _log_step(self, figures: Mapping[str, tuple[float, int]]) -> None:
+        # `log` would repeat the figures of earlier steps where this one has none, such as a late choice's accuracy.
+        if "loss" in figures:
+            self.log("train/loss", figures["loss"][0], prog_bar=True, logger=False)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for logger in self.loggers:
+                logger.log_metrics({f"train/{name}": value for name, (value, _) in figures.items()}, self.global_step)
+
+    def _log_evaluation(self, stage: str) -> None:
+        for name, (value, _) in self._figures[stage].collect().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
         for name, value in self.ranking_metrics.compute().items():
-            self.log(f"{stage}/{name}", value, prog_bar=True, sync_dist=False)
+            self.log(f"{stage}/{name}", value, prog_bar=True)
         self.ranking_metrics.reset()
-
-    def _log_objective(self, stage: str, objective: Objective) -> None:
-        self._log(f"{stage}/loss", objective.windows.detach().mean(), len(objective.windows), prog_bar=True)
-        for name, value in objective.figures.items():
-            self._log(f"{stage}/{name}", value, len(objective.windows))
-
-    def _log(self, name: str, value: Tensor | float, weight: int, prog_bar: bool = False) -> None:
-        training = name.startswith("train/")
-        self.log(
-            name, value, batch_size=weight, prog_bar=prog_bar, sync_dist=not training, add_dataloader_idx=False,
-            on_step=training, on_epoch=not training,
-        )  # fmt: skip
 
     # -- checkpoints and devices ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["rng"] = rng_state()
+        checkpoint["rng"] = gather(rng_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = [name for name in trainable_parameters(self) if name not in checkpoint["state_dict"]]
-        if missing:
-            raise UserError(f"the checkpoint lacks {missing[0]!r} and {len(missing) - 1} more: it is of another backbone")
-        self._resumed_rng = checkpoint.get("rng")
+        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        trained = {name: value.shape for name, value in trainable_parameters(self).items()}
+        unlike = [name for name in saved | trained if saved.get(name) != trained.get(name)]
+        if unlike:
+            raise UserError(
+                f"the checkpoint is of another backbone or adapter: {len(unlike)} of its parameters differ in name or "
+                f"shape, such as {unlike[0]}"
+            )
+        states = checkpoint["rng"]
+        self._resumed_rng = states[self.global_rank % len(states)]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.
@@ -235,19 +254,18 @@ class SFTModule(RerankModule[EncodedWindow]):
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking)
         self.choice_weight, self.normalise_choices = choice_weight, normalise_choices
-        _save_settings(self)
 
     def objective(self, batch: Sequence[EncodedWindow]) -> Objective:
         targets = SFTTargets.build(batch, self.device)
         loss = targets.loss(token_logps(self.model, targets.rows), self.choice_weight, self.normalise_choices)
-        figures = {
+        figures: dict[str, Tensor | float] = {
             "choice_loss": loss.choice,
             "choice_nll": loss.choice_nll,
             "rest_loss": loss.rest,
             "choice_accuracy": loss.accuracy,
             "no_skill": targets.no_skill,
         }
-        return Objective(loss.windows, targets.rows.tokens, figures)
+        return Objective(loss.windows, targets.rows.tokens, {k: (v, len(batch)) for k, v in figures.items()})
 
 
 class DPOModule(RerankModule[PreferenceExample]):
@@ -280,17 +298,17 @@ class DPOModule(RerankModule[PreferenceExample]):
             raise UserError(f"label_smoothing has no meaning for the loss {loss!r}; use sigmoid or robust")
         self.reference = reference or FrozenAdapter()
         self.beta, self.loss, self.label_smoothing, self.sft_weight = beta, loss, label_smoothing, sft_weight
-        _save_settings(self)
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
             super().configure_model()
             self.reference.attach(self.model, self.backbone)
+            self.model.train()  # whatever attaching a frozen one has switched off
 
-    def objective(self, batch: Sequence[PreferenceExample]) -> Objective | None:
+    def objective(self, batch: Sequence[PreferenceExample]) -> Objective:
         targets = PreferenceTargets.build(self._picked(batch), self.device)
         if targets is None:
-            return None
+            return Objective(torch.empty(0, device=self.device), 0, {"preferences": (0.0, len(batch))})
         reference = targets.completion_logps(self.reference.token_logps(targets.rows))
         policy = targets.completion_logps(token_logps(self.model, targets.rows))
         losses, chosen, rejected = dpo_loss(*policy, *reference, self.beta, self.loss, self.label_smoothing)
@@ -300,16 +318,19 @@ class DPOModule(RerankModule[PreferenceExample]):
             return segment_mean(values, targets.window, targets.windows)
 
         right = (chosen > rejected).to(losses.dtype)
-        figures: dict[str, Tensor] = {
-            "rewards/chosen": mean(chosen).mean(),
-            "rewards/rejected": mean(rejected).mean(),
-            "rewards/margin": mean(chosen - rejected).mean(),
-            "rewards/accuracy": mean(right).mean(),
-            "chosen_nll": mean(nll.detach()).mean(),
-            "preferences": losses.new_tensor(len(losses) / len(batch)),
+        by_window = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margin": chosen - rejected,
+            "rewards/accuracy": right,
+            "chosen_nll": nll.detach(),
         }
-        for step in targets.step.unique().tolist():
-            figures[f"accuracy_by_step/{step:02d}"] = right[targets.step == step].mean()
+        by_step = {step: right[targets.step == step] for step in targets.step.unique().tolist()}
+        figures: dict[str, tuple[Tensor | float, int]] = {
+            "preferences": (len(losses) / len(batch), len(batch)),
+            **{name: (mean(values).mean(), targets.windows) for name, values in by_window.items()},
+            **{f"accuracy_by_step/{step:02d}": (values.mean(), len(values)) for step, values in by_step.items()},
+        }
         return Objective(mean(losses + self.sft_weight * nll), targets.rows.tokens, figures)
 
     def _picked(self, batch: Sequence[PreferenceExample]) -> list[PreferenceExample]:
@@ -326,15 +347,3 @@ class DPOModule(RerankModule[PreferenceExample]):
 
     def on_train_end(self) -> None:
         self.reference.save()
-
-
-def _save_settings(module: RerankModule[Any]) -> None:
-    """Hyperparameters as plain values, for the checkpoint and TensorBoard."""
-    module.save_hyperparameters(
-        {
-            "module": type(module).__name__,
-            "backbone": asdict(module.backbone),
-            "prompt": asdict(module.prompt),
-            "optimizer": asdict(module.optimizer),
-        }
-    )

@@ -58,13 +58,14 @@ class Negatives:
             return cls(mode, int(count))
         if mode in ("on_policy", "hardest", "all", "sequence") and not count:
             return cls(mode)
-        raise UserError(f"negatives {text!r}: choose on_policy, hardest, sampled:m (such as sampled:2), all or sequence")
+        raise UserError(f"negatives {text!r}: choose on_policy, hardest, sampled:m (as in sampled:2), all or sequence")
 
     def example(self, encoded: EncodedWindow, encoder: WindowEncoder, draw: random.Random) -> PreferenceExample:
         """The preferences of a window; `draw` decides what is sampled."""
         qid = encoded.window.qid
         if self.mode == "sequence":
-            return PreferenceExample(qid, (sequence_preference(encoded, encoder, draw),))
+            alternatives = len(encoded.choices) > 1
+            return PreferenceExample(qid, (sequence_preference(encoded, encoder, draw),) if alternatives else ())
         preferences = step_preferences(encoded, encoder)
         if self.mode == "sampled":
             preferences = tuple(
@@ -90,19 +91,24 @@ def step_preferences(encoded: EncodedWindow, encoder: WindowEncoder) -> tuple[Pr
 
 
 def sequence_preference(encoded: EncodedWindow, encoder: WindowEncoder, draw: random.Random) -> Preference:
-    """The teacher's whole completion against that of a random other order."""
-    permutation = encoded.window.permutation
-    assert permutation is not None
-    if len(permutation) < 2:
-        raise UserError(f"query {encoded.window.qid!r}: a window of one passage has no wrong order")
+    """The teacher's completion against that of a random other order, both as far as the teacher is trusted."""
+    permutation, trusted = tuple(choice.identifier for choice in encoded.choices), encoded.supervised
     wrong = permutation
-    while wrong == permutation:
+    while wrong[:trusted] == permutation[:trusted]:
         wrong = tuple(draw.sample(permutation, len(permutation)))
+    rejected = encoder.encode(replace(encoded.window, permutation=wrong), trusted)
     return Preference(
         state=encoded.ids[: encoded.prompt_length],
-        chosen=encoded.ids[encoded.prompt_length :],
-        rejected=(encoder.completion_ids(wrong),),
+        chosen=_trusted_completion(encoded),
+        rejected=(_trusted_completion(rejected),),
     )
+
+
+def _trusted_completion(encoded: EncodedWindow) -> Ids:
+    """The completion, up to the last supervised choice where there are further ones."""
+    whole = encoded.supervised == len(encoded.choices)
+    end = len(encoded.ids) if whole else encoded.choices[encoded.supervised - 1].end
+    return encoded.ids[encoded.prompt_length : end]
 
 
 def pick_rejected(example: PreferenceExample, scores: Sequence[Sequence[float]]) -> PreferenceExample:

@@ -6,16 +6,17 @@ where training starts from a fresh adapter. One copy of the base weights serves 
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lit_rerank.backbone import BackboneSettings, DType, is_adapted, load_model
+from lit_rerank.backbone import BackboneSettings, DType, add_adapter, is_adapted, load_model
 from lit_rerank.errors import UserError
 from lit_rerank.scoring import Rows, token_logps
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 REFERENCE = "reference"
+
+_SAMPLE = 2**20
 
 
 class Reference(ABC):
@@ -40,8 +43,8 @@ class Reference(ABC):
     def token_logps(self, rows: Rows) -> Tensor:
         """The reference's answers to `rows`: (questions,) nats, float32.
 
-        To be called before the policy's forward: the policy's adapter must stay active from there until the
-        backward pass has ended, for gradient checkpointing recomputes with whatever is active then.
+        The policy is left as it was, with its own adapter active and trainable: gradient checkpointing recomputes with
+        whatever is active in the backward pass.
         """
 
     def save(self) -> None:  # noqa: B027
@@ -65,13 +68,14 @@ class FrozenAdapter(Reference):
                 "the reference FrozenAdapter needs an adapter: set backbone.adapter to SFT's, "
                 "or choose another reference (AdapterOff, SeparateModel)"
             )
-        self.policy = policy
-        policy.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
+        self.policy: Any = policy
+        with _modes_kept(policy):  # PEFT puts the whole model into eval mode
+            add_adapter(policy, adapter, REFERENCE)
 
     def token_logps(self, rows: Rows) -> Tensor:
         trained = self.policy.active_adapter
         try:
-            # Without inference_mode PEFT would make the frozen copy trainable.
+            # Without inference_mode PEFT would make the frozen copy trainable. Switching back freezes what is inactive.
             self.policy.set_adapter(REFERENCE, inference_mode=True)
             with _frozen(self.policy):
                 return token_logps(self.policy, rows)
@@ -90,7 +94,7 @@ class AdapterOff(Reference):
                 f"training starts from the adapter {settings.adapter}: with the adapter off, the reference would be "
                 "the bare base model; choose FrozenAdapter"
             )
-        self.policy = policy
+        self.policy: Any = policy
 
     def token_logps(self, rows: Rows) -> Tensor:
         with self.policy.disable_adapter(), _frozen(self.policy):
@@ -164,9 +168,9 @@ class Precomputed(Reference):
                     "tokenizer or the format is not the one they were made with; set reference.of to add them"
                 )
             answers = dict(zip(keys, self.of.token_logps(rows).tolist(), strict=True))
-            self.values |= answers
-            self.new |= answers
-        return torch.tensor([self.values[key] for key in keys], device=rows.ids.device)
+            self.new |= {key: logp for key, logp in answers.items() if key not in self.values}
+            self.values |= self.new
+        return torch.tensor([self.values[key] for key in keys], dtype=torch.float32, device=rows.ids.device)
 
     def save(self) -> None:
         """Write what was answered since the last call; every process writes files of its own."""
@@ -176,56 +180,78 @@ class Precomputed(Reference):
             keys = torch.tensor(list(self.new))
             name = hashlib.blake2b(keys.numpy().tobytes(), digest_size=8).hexdigest()
             self.path.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path / f"{name}.tmp"
+            unfinished = self.path / f"{name}.{os.getpid()}.tmp"
             tensors = {"keys": keys, "logps": torch.tensor(list(self.new.values()))}
             save_file(tensors, unfinished, {"origin": json.dumps(self.origin)})
             unfinished.rename(self.path / f"{name}.safetensors")
             self.new = {}
 
     def _read(self, part: Path) -> None:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(part, "pt") as file:
-            origin = json.loads(file.metadata()["origin"])
-            if origin != self.origin:
-                raise UserError(
-                    f"the precomputed reference values in {part} are stale: they come from {origin}, "
-                    f"training starts from {self.origin}"
-                )
-            keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
-            self.values.update(zip(keys.tolist(), logps.tolist(), strict=True))
+        try:
+            with safe_open(part, "pt") as file:
+                origin = json.loads((file.metadata() or {})["origin"])
+                keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{part} holds no precomputed reference values: delete it") from error
+        stale = " and another ".join(what for what, now in self.origin.items() if origin[what] != now)
+        if stale:
+            raise UserError(
+                f"the precomputed reference values in {part} are stale: they were made with another {stale}; "
+                "delete them, or set reference.path to another directory"
+            )
+        self.values.update(zip(keys.tolist(), logps.tolist(), strict=True))
 
 
 @contextmanager
 def _frozen(model: torch.nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside; afterwards the model is as it was."""
-    training = model.training
-    model.eval()
+    with _modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards the modules that trained train again."""
+    training = [module for module in model.modules() if module.training]
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        model.train(training)
-        torch.clear_autocast_cache()  # weights cast without gradients must not serve the policy's forward
+        for module in training:
+            module.training = True
 
 
 def _keys(rows: Rows) -> list[int]:
-    """A 63-bit hash of each question's context and token."""
+    """A 64-bit hash of each question's context and token."""
     ids = rows.ids.cpu().numpy()
-    questions = zip(rows.row.tolist(), rows.position.tolist(), rows.token.tolist(), strict=True)
-    return [
-        int.from_bytes(
-            hashlib.blake2b(ids[row, : position + 1].tobytes() + token.to_bytes(8, "big"), digest_size=8).digest(), "big"
-        )
-        >> 1
-        for row, position, token in questions
-    ]
+
+    def key(row: int, position: int, token: int) -> int:
+        question = ids[row, : position + 1].tobytes() + token.to_bytes(8, "big")
+        return int.from_bytes(hashlib.blake2b(question, digest_size=8).digest(), "big", signed=True)
+
+    return list(map(key, rows.row.tolist(), rows.position.tolist(), rows.token.tolist()))
 
 
 def _origin(settings: BackboneSettings) -> dict[str, str]:
-    """What training starts from: the model's name and the adapter's content."""
-    digest = "none"
-    if settings.adapter is not None:
-        weights = Path(settings.adapter) / "adapter_model.safetensors"
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else settings.adapter
-    return {"model": settings.model, "adapter": digest, "four_bits": str(settings.load_in_4bit)}
+    """What training starts from."""
+    return {
+        "model": _identity(settings.model),
+        "adapter": "none" if settings.adapter is None else _identity(settings.adapter),
+        "quantisation": "NF4" if settings.load_in_4bit else "none",
+    }
+
+
+def _identity(name: str) -> str:
+    """The Hugging Face id, or a hash of what the directory holds, for directories are written anew."""
+    files = [file for kind in ("*.safetensors", "*.bin", "*config.json") for file in sorted(Path(name).glob(kind))]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            for start in (0, max(0, size - _SAMPLE)):  # both ends of the weights tell one training run from another
+                opened.seek(start)
+                digest.update(opened.read(_SAMPLE))
+    return digest.hexdigest() if files else name

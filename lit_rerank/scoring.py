@@ -1,11 +1,15 @@
 """The one thing that training asks of a model: log-probabilities of tokens after contexts."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lit_rerank.encoding import Ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,21 @@ class RowsBuilder:
         )
 
 
-def token_logps(model: torch.nn.Module, rows: Rows) -> Tensor:
-    """Log-probabilities, in nats and float32, of all the tokens asked for: (questions,)."""
-    positions, column = rows.position.unique(return_inverse=True)
-    logits = model(input_ids=rows.ids, logits_to_keep=positions, use_cache=False).logits
-    places, place = (rows.row * len(positions) + column).unique(return_inverse=True)
-    logits = logits.flatten(0, 1)[places].float()
+def token_logps(model: "PreTrainedModel", rows: Rows) -> Tensor:
+    """Log-probabilities, in nats and float32, of all the tokens asked for: (questions,).
+
+    Logits are the memory of training. The model's head sees only the places that are asked about, whereas
+    `logits_to_keep` would give it each of their positions in every row.
+    """
+    places, place = (rows.row * rows.ids.shape[1] + rows.position).unique(return_inverse=True)
+
+    def keep_places(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *others = inputs
+        return (hidden.flatten(0, 1)[None, places], *others)
+
+    head: Any = model.get_output_embeddings()
+    with head.register_forward_pre_hook(keep_places):
+        logits = model(input_ids=rows.ids, use_cache=False).logits[0].float()
     return logits[place, rows.token] - logits.logsumexp(-1)[place]
 
 

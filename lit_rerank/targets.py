@@ -21,11 +21,12 @@ class SFTLoss:
 
     Attributes:
         windows: (windows,) the objective of each window.
-        choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that remain;
-            comparable with `no_skill`.
+        choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that
+            remain; comparable with `no_skill`.
         choice_nll: the same with p over the whole vocabulary.
         rest: mean over windows and the completion's other tokens of -log p(token).
-        accuracy: share of the supervised choices at which the teacher's identifier is the model's.
+        accuracy: share of the supervised choices at which the model would choose the teacher's identifier: each of
+            its tokens is the likeliest of those allowed (of equals, none is).
     """
 
     windows: Tensor
@@ -65,7 +66,9 @@ class SFTTargets:
     @classmethod
     def build(cls, batch: Sequence[EncodedWindow], device: Device = "cpu") -> "SFTTargets":
         builder = RowsBuilder()
-        token, window, choice_token, choice, choice_window = [], [], [], [], []
+        token: list[int] = []
+        choice_window: list[int] = []
+        window, choice_token, choice = [], [], []
         allowed: list[list[int]] = []
         for number, encoded in enumerate(batch):
             sequence = builder.sequence(encoded.ids)
@@ -110,8 +113,8 @@ class SFTTargets:
         restricted = candidates.logsumexp(-1) - candidates[:, 0]
         is_choice = torch.zeros_like(nll, dtype=torch.bool).index_fill(0, self.choice_token, True)
         objective = nll.index_copy(0, self.choice_token, restricted) if normalise else nll
-        best = (candidates[:, 0] >= candidates.amax(-1)).long()
-        right = torch.ones_like(self.choice_window).scatter_reduce(0, self.choice, best, "amin")
+        best = (candidates >= candidates[:, :1]).sum(-1) == 1
+        right = torch.ones_like(self.choice_window).scatter_reduce(0, self.choice, best.long(), "amin")
         return SFTLoss(
             windows=segment_mean(
                 objective, self.window, self.windows, torch.where(is_choice, choice_weight, 1.0).to(nll.dtype)
@@ -157,7 +160,7 @@ class PreferenceTargets:
         length: list[int] = []
 
         def add(state: tuple[int, ...], tokens: tuple[int, ...]) -> int:
-            sequence = builder.sequence(state + tokens)
+            sequence = builder.sequence(state + tokens[:-1])
             for i, token in enumerate(tokens):
                 builder.ask(sequence, len(state) + i, token)
                 completion.append(len(length))

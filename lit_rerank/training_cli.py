@@ -4,12 +4,21 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from data_modules.base import RankingDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
+from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
+
+
+class SaveTrainingConfig(SaveConfigCallback):
+    """Writes `<run>/config.yaml` when training starts; evaluating a run later leaves it alone."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class RerankCLI(LightningCLI):
@@ -22,11 +31,16 @@ class RerankCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveTrainingConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs/default", "log_every_n_steps": 1},
             parser_kwargs={"prog": "train.py"},
             **kwargs,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(exit_on_error=False, **kwargs)  # errors without the usage's hundred lines
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
@@ -38,10 +52,19 @@ class RerankCLI(LightningCLI):
         ):
             parser.link_arguments(f"model.init_args.{model}", f"data.init_args.{data}")
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error, UserError) or not str(error).startswith("Does not validate"):
+                raise
+            raise UserError(str(error)) from error  # jsonargparse has packed what the class said
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = self._get(self.config_init, "trainer.default_root_dir")
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), JsonLinesLogger(folder)]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [LearningRateMonitor("step"), Throughput(), RunWriter()]
+        watchers = [LearningRateMonitor("step")] if trainer.loggers else []
+        trainer.callbacks += [Throughput(), RunWriter(), *watchers]  # type: ignore[attr-defined]
         return trainer

@@ -1,0 +1,78 @@
+"""trec_eval's measures as a torchmetrics Metric, and weighted means."""
+
+import random
+
+import ir_measures
+import pytest
+import torch
+
+from lit_rerank.errors import UserError
+from lit_rerank.metrics import Means, TrecMetrics, gather, means, parse_measure, per_query
+
+MEASURES = ("nDCG@10", "nDCG@3", "RR@10", "AP(rel=2)", "P@5", "R@10")
+
+
+def queries(
+    seed: int = 0, n: int = 20, ties: bool = False
+) -> tuple[dict[str, list[tuple[str, float]]], dict[str, dict[str, int]]]:
+    """Runs of 30 documents, some judged (some of these not retrieved), grades 0 to 3."""
+    draw = random.Random(seed)
+    run, qrels = {}, {}
+    for i in range(n):
+        docids = draw.sample([f"d{j}" for j in range(40)], 30)
+        scores = [float(draw.randint(0, 4)) if ties else 30.0 - rank for rank in range(30)]
+        run[f"q{i}"] = list(zip(docids, scores, strict=True))
+        qrels[f"q{i}"] = {f"d{j}": draw.randint(0, 3) for j in draw.sample(range(40), 15)}
+    return run, qrels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_equals_trec_eval_over_the_whole_run(ties: bool) -> None:
+    run, qrels = queries(ties=ties)
+    metric = TrecMetrics(MEASURES)
+    for qid, ranking in run.items():
+        metric.update(qid, ranking, qrels[qid])
+    measures = [ir_measures.parse_measure(name) for name in MEASURES]
+    whole = ir_measures.calc_aggregate(measures, qrels, {qid: dict(ranking) for qid, ranking in run.items()})
+    assert metric.compute() == pytest.approx({str(m): value for m, value in whole.items()}, abs=1e-12)
+    assert means(per_query(run, qrels, measures)) == pytest.approx(metric.compute(), abs=1e-12)
+    assert len(set(whole.values())) == len(MEASURES)
+
+
+def test_queries_count_once_and_only_where_they_are_judged() -> None:
+    run, qrels = queries(n=3)
+    metric = TrecMetrics(("nDCG@10",))
+    for qid in ("q0", "q1", "q0"):
+        metric.update(qid, run[qid], qrels[qid])
+    metric.update("q2", run["q2"], {})
+    metric.update("q2", run["q2"], None)
+    judged = {qid: qrels[qid] for qid in ("q0", "q1")}
+    assert metric.compute() == pytest.approx(means(per_query(run, judged, metric.measures)), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_is_empty_before_the_first_query_and_after_reset() -> None:
+    run, qrels = queries(n=1)
+    metric = TrecMetrics()
+    assert metric.compute() == {}
+    metric.reset()
+    metric.update("q0", run["q0"], qrels["q0"])
+    assert list(metric.compute()) == ["nDCG@10"]
+    metric.reset()
+    assert metric.compute() == {}
+
+
+def test_means_are_weighted_and_collected_once() -> None:
+    figures = Means()
+    figures.add("loss", torch.tensor(1.0), 1)
+    figures.add("loss", torch.tensor(4.0), 2)
+    figures.add("rare", 5.0, 1)
+    figures.add("never", float("nan"), 0)
+    assert figures.collect() == {"loss": (3.0, 3), "rare": (5.0, 1)}
+    assert figures.collect() == {}
+    assert gather("alone") == ["alone"]
+
+
+def test_an_unknown_measure_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="there is no measure 'nDGC@10'"):
+        parse_measure("nDGC@10")

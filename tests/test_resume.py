@@ -1,0 +1,114 @@
+"""A resumed run goes on as if it had never stopped, and a checkpoint holds no more than that takes."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_rerank.rng import rng_state, set_rng_state
+from tests.training import Crash, command, figures, train_in, write_data
+
+CRASH = f"{Crash.__module__}.{Crash.__name__}"
+COMMON = (
+    "--data.init_args.batch_size=1",
+    "--trainer.accumulate_grad_batches=2",
+    "--trainer.precision=32-true",
+    "--checkpoint.every_n_train_steps=1",
+    "--model.init_args.optimizer.lr=0.01",
+    "--trainer.num_sanity_val_steps=1",
+)
+DROPOUT = "--model.init_args.backbone.lora.dropout=0.1"
+EPOCHS = ("--trainer.max_epochs=2",)  # 8 windows, 2 at a step: 8 steps
+STEPS = ("--trainer.max_epochs=3", "--trainer.max_steps=6")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path, tiny_model: Path) -> str:
+    """Where DPO starts; its dropout comes with it."""
+    args = command("sft", "lora", "permutations", "sft", "--trainer.max_steps=1", *COMMON, DROPOUT, model=tiny_model)
+    train_in(folder, args)
+    return str(folder / "sft" / "adapter")
+
+
+def check_checkpoint(checkpoints: Path) -> None:
+    """It holds what the adapter beside it holds, and the state of optimizer, loop and randomness."""
+    checkpoint = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    names = list(checkpoint["state_dict"])
+    adapter = load_file(checkpoints / "last" / "adapter" / "adapter_model.safetensors")
+    assert all(".default" in name for name in names)
+    assert len(names) == len(adapter) == len(checkpoint["optimizer_states"][0]["state"])
+    for name, value in adapter.items():
+        head, tail = name.removeprefix("base_model.model.").rsplit(".", 1)
+        torch.testing.assert_close(checkpoint["state_dict"][f"model.base_model.model.{head}.default.{tail}"], value)
+    (state,) = checkpoint["rng"]
+    assert set(state) == {"python", "numpy", "torch", "cuda"}
+    assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+
+
+def check_resume(folder: Path, name: str, args: list[str], crashes: tuple[int, ...]) -> None:
+    """Every step's figures after each crash are exactly those of the run that was not interrupted."""
+
+    def run(run: str, *more: str) -> dict[int, dict[str, float]]:
+        train_in(folder, [*args, f"--trainer.default_root_dir={run}", *more])
+        steps = figures(folder / run)
+        return {
+            step: {k: v for k, v in row.items() if k.startswith(("train/", "lr", "val/")) and "tokens_per_s" not in k}
+            for step, row in steps.items()
+        }
+
+    whole = run(f"{name}-whole")
+    assert len({row["train/loss"] for row in whole.values()}) == len(whole) >= 6
+    for crash in crashes:
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(f"{name}-{crash}", f"--trainer.callbacks+={CRASH}", f"--trainer.callbacks.at={crash}")
+        (folder / f"{name}-{crash}" / "metrics.jsonl").unlink()
+        resumed = run(f"{name}-{crash}", f"--ckpt_path={name}-{crash}/checkpoints/last.ckpt")
+        assert min(resumed) == crash + 1
+        assert resumed == {step: row for step, row in whole.items() if step > crash}
+    check_checkpoint(folder / f"{name}-whole" / "checkpoints")
+
+
+def test_sft_with_lora_resumes_at_the_end_and_in_the_middle_of_an_epoch(folder: Path, tiny_model: Path) -> None:
+    args = command("sft", "lora", "permutations", "", *COMMON, *EPOCHS, DROPOUT, model=tiny_model)
+    check_resume(folder, "sft-lora", args, crashes=(4, 5))
+
+
+def test_sft_with_qlora_and_worker_processes_resumes(folder: Path, tiny_model: Path) -> None:
+    args = command("sft", "qlora", "permutations", "", *COMMON, *STEPS, DROPOUT, model=tiny_model)
+    check_resume(folder, "sft-qlora", [*args, "--data.init_args.num_workers=2"], crashes=(5,))
+
+
+@pytest.mark.parametrize("backbone", ["lora", "qlora"])
+def test_dpo_resumes(folder: Path, tiny_model: Path, adapter: str, backbone: str) -> None:
+    start = f"--model.init_args.backbone.adapter={adapter}"
+    args = command("dpo", backbone, "preferences", "", *COMMON, *STEPS, start, model=tiny_model)
+    check_resume(folder, f"dpo-{backbone}", [*args, "--data.init_args.negatives=all"], crashes=(3,))
+
+
+@pytest.mark.parametrize("other", ["full", "lora"])
+def test_a_checkpoint_of_another_backbone_is_refused_in_one_line(
+    folder: Path, tiny_model: Path, adapter: str, other: str
+) -> None:
+    args = command("sft", other, "permutations", "other", *COMMON, *STEPS, model=tiny_model)
+    more = ["--model.init_args.backbone.lora.r=4"] if other == "lora" else []
+    with pytest.raises(SystemExit, match=r"^error: the checkpoint is of another backbone or adapter: [^\n]*$"):
+        train_in(folder, [*args, *more, "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
+def test_the_state_of_randomness_survives_saving(tmp_path: Path) -> None:
+    def draws() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    torch.save(rng_state(), tmp_path / "state.pt")
+    expected = draws()
+    assert draws() != expected
+    set_rng_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draws() == expected

@@ -1,0 +1,299 @@
+"""train.py from end to end: what a run leaves behind, how it goes on, and what a mistake looks like."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+from torch.utils.data import DataLoader
+
+from data_modules.records import Window
+from data_modules.trec import read_run
+from lit_rerank import Reranker, SFTModule
+from lit_rerank.backbone import BackboneSettings, load_tokenizer
+from lit_rerank.callbacks import AdapterCheckpoint
+from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
+from tests.tiny import record
+from tests.training import command, figures, train_in, write_data
+
+ROOT = Path(__file__).resolve().parents[1]
+TWO_STEPS = ("--trainer.max_steps=2", "--trainer.max_epochs=1", "--model.init_args.optimizer.lr=0.01")
+SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens_per_s"}
+DPO_TAGS = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "chosen_nll"} | {
+    "preferences",
+    "accuracy_by_step/01",
+    "tokens_per_s",
+}
+RANKING_TAGS = {"val/nDCG@10", "val/RR@10", "val/malformed", "val/loss"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("runs"))
+
+
+def tensorboard(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={TENSORS: 0})
+    events.Reload()
+    return events
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(directory.glob("*.safetensors")))
+
+
+def equal(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def check_run(run: Path, left: str, tags: set[str]) -> None:
+    """The files of a two-step run, and what TensorBoard shows of it."""
+    for name in ("step=2", "last"):
+        assert (run / "checkpoints" / f"{name}.ckpt").is_file()
+        assert equal(run / "checkpoints" / name / left, run / left)
+    assert json.loads((run / left / "lit_rerank.json").read_text())["format"] == "chain"
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+    events = tensorboard(run)
+    shown = set(events.Tags()["scalars"])
+    assert {f"train/{name}" for name in tags} | RANKING_TAGS | {"lr-AdamW"} <= shown
+    assert len(events.Scalars("train/loss")) == 2
+    assert len(events.Scalars("val/nDCG@10")) == 1
+    by_step = figures(run)
+    assert list(by_step) == [1, 2]
+    assert {f"train/{name}" for name in tags} | {"lr-AdamW"} <= set(by_step[1])
+    assert set(by_step[2]) >= RANKING_TAGS
+    (text, *_) = [tag for tag in events.Tags()["tensors"] if tag.startswith("reranked/c0")]
+    content = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
+    assert "**prompt**" in content
+    assert "how long do fleas live, c0?" in content
+    assert "**model**" in content
+    assert "**teacher or grades**\n\n    [1] 0, [2] 1, [3] 2, [4] 3" in content
+
+
+@pytest.mark.parametrize("backbone", ["lora", "qlora", "full"])
+def test_sft_then_dpo(folder: Path, tiny_model: Path, backbone: str) -> None:
+    left = "model" if backbone == "full" else "adapter"
+    sft, dpo = f"sft-{backbone}", f"dpo-{backbone}"
+    train_in(folder, command("sft", backbone, "permutations", sft, *TWO_STEPS, model=tiny_model))
+    check_run(folder / sft, left, SFT_TAGS)
+    if backbone == "full":
+        more = ["--model.init_args.reference.class_path=lit_rerank.reference.SeparateModel"]
+        start = str(folder / sft / "model")
+    else:
+        more = [f"--model.init_args.backbone.adapter={sft}/adapter"]
+        start = str(tiny_model)
+    more.append("--data.init_args.negatives=all")
+    train_in(folder, command("dpo", backbone, "preferences", dpo, *TWO_STEPS, *more, model=start))
+    check_run(folder / dpo, left, DPO_TAGS)
+    assert not equal(folder / sft / left, folder / dpo / left)
+    # The reference is where SFT ended: before the first step, nothing has been gained or lost over it.
+    first = figures(folder / dpo)[1]
+    assert first["train/rewards/margin"] == pytest.approx(0, abs=1e-3)
+    ranked = Reranker.from_pretrained(
+        start if backbone != "full" else str(folder / dpo / "model"),
+        str(folder / dpo / "adapter") if backbone != "full" else None,
+        load_in_4bit=backbone == "qlora",
+    ).rank("how long do fleas live?", ["a day", "a year", "a hundred days"])
+    assert sorted(passage.docid for passage in ranked) == ["0", "1", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tiny_model: Path) -> Path:
+    """A run of SFT, through the command itself."""
+    args = command("sft", "lora", "permutations", "trained", *TWO_STEPS, model=tiny_model)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *args],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "trained" / "output.txt").write_text(done.stdout + done.stderr)
+    return folder / "trained"
+
+
+def test_the_command_says_nothing_that_users_cannot_act_upon(trained: Path) -> None:
+    said = (trained / "output.txt").read_text()
+    assert "`Trainer.fit` stopped: `max_steps=2` reached." in said
+    assert not re.search(r"warn|deprecat|tip:|kernels|litlogger|transfer_batch", said, re.IGNORECASE), said
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_validate_and_test_measure_an_adapter_and_a_checkpoint(
+    folder: Path, tiny_model: Path, trained: Path, stage: str
+) -> None:
+    prefix = {"validate": "val", "test": "test"}[stage]
+    logged = {k.removeprefix("val/"): v for k, v in figures(trained)[2].items() if k.startswith("val/")}
+    config = (trained / "config.yaml").read_text()
+    for name, start in {
+        "adapter": "--model.init_args.backbone.adapter=trained/adapter",
+        "ckpt": "--ckpt_path=trained/checkpoints/step=2.ckpt",
+    }.items():
+        run = f"{stage}-{name}"
+        train_in(folder, command("sft", "lora", "permutations", run, start, model=tiny_model, stage=stage))
+        (row,) = figures(folder / run).values()
+        measured = {k.removeprefix(f"{prefix}/"): v for k, v in row.items() if k.startswith(prefix)}
+        names = set(logged) if stage == "validate" else {"nDCG@10", "RR@10", "malformed"}
+        assert measured == pytest.approx({k: logged[k] for k in names}, rel=1e-3)
+        assert not (folder / run / "config.yaml").exists()  # it would replace that of the training it evaluates
+    assert (trained / "config.yaml").read_text() == config
+
+
+def test_predict_writes_a_run(folder: Path, tiny_model: Path, trained: Path) -> None:
+    start = "--model.init_args.backbone.adapter=trained/adapter"
+    train_in(folder, command("sft", "lora", "permutations", "predict", start, model=tiny_model, stage="predict"))
+    run = read_run(folder / "predict" / "run.txt")
+    assert {qid: sorted(docid for docid, _ in ranking) for qid, ranking in run.items()} == {
+        f"c{i}": [f"c{i}-d{j}" for j in range(1, 5)] for i in range(2)
+    }
+
+
+def test_print_config_and_a_runs_config_lead_back_to_the_run(
+    folder: Path, tiny_model: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = command("sft", "lora", "permutations", "trained", *TWO_STEPS, model=tiny_model)
+    printed = []
+    for words in ([*args, "--print_config"], ["fit", "--config", "trained/config.yaml", "--print_config"]):
+        with pytest.raises(SystemExit) as stopped:
+            train_in(folder, words)
+        assert not stopped.value.code
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    assert printed[0] == printed[1]
+    assert printed[0]["model"]["init_args"]["backbone"]["model"] == str(tiny_model)
+    assert printed[0]["data"]["init_args"]["augmentation"]["max_size"] == 20
+
+
+def test_without_validation_the_latest_is_kept(folder: Path, tiny_model: Path) -> None:
+    nothing = [f"--data.init_args.{name}=null" for name in ("val", "candidates")]
+    train_in(folder, command("sft", "lora", "permutations", "blind", *TWO_STEPS, *nothing, model=tiny_model))
+    run = folder / "blind"
+    assert [file.name for file in (run / "checkpoints").glob("*.ckpt")] == ["last.ckpt"]
+    assert equal(run / "checkpoints" / "last" / "adapter", run / "adapter")
+
+
+class Scripted(SFTModule):
+    """Validates to values that were fixed beforehand."""
+
+    script: tuple[float, ...] = ()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/nDCG@10", self.script[self.current_epoch])
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("script", "keep", "kept", "best"),
+    [
+        ((0.2, 0.9, 0.5), 1, {2}, 2),
+        ((0.2, 0.9, 0.5), 2, {2, 3}, 2),
+        ((0.1, 0.2, 0.3), 1, {3}, 3),
+        ((0.5,) * 3, 1, {1}, 1),
+    ],
+)
+def test_the_runs_adapter_is_the_best_ones(
+    tiny_model: Path, tmp_path: Path, script: tuple[float, ...], keep: int, kept: set[int], best: int
+) -> None:
+    encoder = WindowEncoder(load_tokenizer(str(tiny_model)), PromptSettings())
+    batch: list[EncodedWindow] = [encoder.encode(Window.of(record("q", 3), range(3)))]
+    module = Scripted(BackboneSettings(str(tiny_model)))
+    module.script = script
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        callbacks=[AdapterCheckpoint(save_top_k=keep)],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, loader)
+    checkpoints = tmp_path / "checkpoints"
+    names = {f"step={step}" for step in kept} | {"last"}
+    assert {file.stem for file in checkpoints.glob("*.ckpt")} == names
+    assert {directory.name for directory in checkpoints.iterdir() if directory.is_dir()} == names
+    assert equal(tmp_path / "adapter", checkpoints / f"step={best}" / "adapter")
+    assert equal(tmp_path / "adapter", checkpoints / "last" / "adapter") == (best == 3)
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def untemplated(tiny_model: Path, folder: Path) -> str:
+    """A model whose tokenizer has no chat template."""
+    copy = folder / "untemplated"
+    shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
+    (copy / "chat_template.jinja").unlink()
+    return str(copy)
+
+
+MISTAKES = {
+    "wrong data path": (["--data.init_args.train.init_args.path=data/none.jsonl"], "data/none.jsonl does not exist"),
+    "wrong model path": (["--model.init_args.backbone.model=./none"], "./none"),
+    "wrong adapter path": (["--model.init_args.backbone.adapter=./none/adapter"], "./none/adapter"),
+    "wrong config": (["--config=none.yaml"], "none.yaml"),
+    "wrong checkpoint": (["--ckpt_path=none.ckpt"], "Checkpoint file not found: none.ckpt"),
+    "unknown key": (["--config=unknown.yaml"], "'optimiser.lr' is not accepted"),
+    "unknown option": (["--foo=1"], "unrecognized arguments: --foo=1"),
+    "unknown class": (["--model=lit_rerank.None"], "lit_rerank.None"),
+    "wrong type": (["--model.init_args.optimizer.lr=fast"], "Expected a <class 'float'>. Got value: fast"),
+    "unknown format": (["--model.init_args.prompt.format=tree"], "there is no format 'tree'"),
+    "unknown measure": (["--model.init_args.reranking.measures=[nDGC@10]"], "there is no measure 'nDGC@10'"),
+    "senseless window": (["--model.init_args.reranking.stride=30"], "window 20, stride 30"),
+    "senseless tuning": (
+        ["--model.init_args.backbone.load_in_4bit=true", "--model.init_args.backbone.tune=full"],
+        "4bit",
+    ),
+    "no adapter to freeze": (["--model=lit_rerank.DPOModule"], "FrozenAdapter needs an adapter"),
+    "monitor not logged": (["--checkpoint.monitor=val/none", *TWO_STEPS], "could not find the monitored key"),
+    "no training data": (["--data.init_args.train=null"], "data.init_args.train is not set"),
+    "no teacher, in a worker": (
+        ["--data.init_args.train.init_args.path=data/unordered.jsonl", "--data.init_args.num_workers=1"],
+        "has no teacher permutation to learn from",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(folder: Path, tiny_model: Path, mistake: str) -> None:
+    more, expected = MISTAKES[mistake]
+    (folder / "unknown.yaml").write_text("model: {init_args: {optimiser: {lr: 1}}}\n")
+    row = {"qid": "u", "query": "q", "passages": [{"docid": "a", "text": "b"}, {"docid": "c", "text": "d"}]}
+    (folder / "data" / "unordered.jsonl").write_text(json.dumps(row) + "\n")
+    args = command("sft", "lora", "permutations", "mistake", *more, model=tiny_model)
+    with pytest.raises(SystemExit) as stopped:
+        train_in(folder, args)
+    message = str(stopped.value.code)
+    assert message.startswith("error: ")
+    assert expected in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "Union" not in message
+
+
+def test_a_model_without_chat_template_is_told_in_one_line(folder: Path, tiny_model: Path) -> None:
+    args = command("sft", "lora", "permutations", "mistake", model=untemplated(tiny_model, folder))
+    with pytest.raises(SystemExit, match=r"^error: the tokenizer of .*untemplated' has no chat template: [^\n]*$"):
+        train_in(folder, args)
+
+
+def test_help_lists_the_projects_own_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_in(tmp_path, ["fit", "--help"])
+    assert not stopped.value.code
+    assert "--checkpoint.monitor" in capsys.readouterr().out

@@ -1,0 +1,73 @@
+"""What the tests of training share: data files, the real entry point, and what a run leaves behind."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from data_modules.records import RankingRecord
+from data_modules.sources.own import write_jsonl
+from lit_rerank.cli import train
+from tests.tiny import record
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def write_candidates(records: Sequence[RankingRecord], candidates: Path, qrels: Path) -> None:
+    rows = [
+        {"qid": r.qid, "query": r.query, "candidates": [{"docid": p.docid, "text": p.text} for p in r.passages]}
+        for r in records
+    ]
+    candidates.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qrels.write_text("".join(f"{r.qid} 0 {d} {g}\n" for r in records for d, g in (r.qrels or {}).items()))
+
+
+def write_data(folder: Path, train: int = 8, val: int = 2, candidates: int = 2) -> Path:
+    """The files that configs/data name, under `folder`/data."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    write_jsonl([record(f"t{i}", 3 + i % 3) for i in range(train)], data / "train.jsonl")
+    write_jsonl([record(f"v{i}", 4) for i in range(val)], data / "val.jsonl")
+    lists = [record(f"c{i}", 4) for i in range(candidates)]
+    write_candidates(lists, data / "val.candidates.jsonl", data / "val.qrels.txt")
+    return folder
+
+
+def command(
+    task: str, backbone: str, data: str, run: str, *more: str, model: Path | str, stage: str = "fit"
+) -> list[str]:
+    """Arguments of train.py, composed of configs as a user would."""
+    files = ("trainer/default", f"model/{task}", f"backbone/{backbone}", f"data/{data}")
+    configs = [word for name in files for word in ("--config", str(CONFIGS / f"{name}.yaml"))]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    here = [f"--model.init_args.backbone.model={model}", f"--trainer.default_root_dir={run}"]
+    return [stage, *configs, *here, *quiet, *more]
+
+
+def train_in(folder: Path, args: Sequence[str]) -> None:
+    """train.py in this process, run in `folder`."""
+    with contextlib.chdir(folder):
+        train(args)
+
+
+def figures(run: Path) -> dict[int, dict[str, float]]:
+    """What metrics.jsonl says about each step (from 1); a later line wins."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        steps.setdefault(row.pop("step") + 1, {}).update(row)
+    return steps
+
+
+class Crash(L.Callback):
+    """Ends training before step `at` + 1 begins, as a power cut would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.at:
+            raise RuntimeError("power cut")
