@@ -214,7 +214,8 @@ def _named_errors(what: str, name: str) -> Iterator[None]:
     There is no telling what that is: JSON, safetensors, pickle and Rust all have errors of their own.
     """
     here = name != "" and Path(name).is_dir()
-    if not here and not _HUB_ID.fullmatch(name):
+    # `models/x` beside a folder models/ is a mistyped directory; asking the hub for it would take half a minute.
+    if not here and (not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise UserError(f"there is no {what} directory {name!r}, and a Hugging Face id has the form owner/name")
     try:
         yield

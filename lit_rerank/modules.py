@@ -17,7 +17,7 @@ from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.preferences import PreferenceExample, pick_rejected
 from lit_rerank.reference import FrozenAdapter, Reference
-from lit_rerank.reranker import Ranking, SlidingWindow, rerank
+from lit_rerank.reranker import Ranking, SlidingWindow, load_prompt_settings, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import ChoiceTargets, PreferenceTargets, SFTTargets
@@ -107,9 +107,21 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
+        if self.backbone.adapter is not None:
+            self._check_prompt(self.backbone.adapter)
         name, trust = self.backbone.model, self.backbone.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         self.model = load_backbone(self.backbone)
+
+    def _check_prompt(self, adapter: str) -> None:
+        """Going on from an adapter, the prompt must be written as the adapter knows it."""
+        known = load_prompt_settings(adapter, self.prompt)
+        for name in ("format", "repeat_identifier"):
+            if getattr(known, name) != getattr(self.prompt, name):
+                raise UserError(
+                    f"the adapter {adapter} was trained with {name} {getattr(known, name)}: "
+                    f"set model.init_args.prompt.{name} to it"
+                )
 
     def objective(self, batch: Sequence[Example]) -> Objective:
         """The losses of a batch, and what to log about it."""

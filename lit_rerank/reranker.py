@@ -164,11 +164,11 @@ def save_prompt_settings(settings: PromptSettings, directory: str | Path) -> Non
     (Path(directory) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
-def load_prompt_settings(directory: str | Path) -> PromptSettings:
-    """The settings beside a model or adapter; the defaults where there are none."""
+def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None = None) -> PromptSettings:
+    """The settings beside a model or adapter; where there are none, `otherwise`, or the defaults."""
     path = Path(directory) / SETTINGS_FILE
     if not path.is_file():
-        return PromptSettings()
+        return otherwise or PromptSettings()
     try:
         return PromptSettings(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:

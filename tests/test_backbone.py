@@ -347,3 +347,10 @@ def test_user_errors_are_not_wrapped_twice(tmp_path: Path) -> None:
 
 def test_context_length(tiny_model: Path) -> None:
     assert context_length(str(tiny_model)) == 4096
+
+
+def test_a_mistyped_directory_is_not_sought_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no model directory 'models/none'"):
+        load_model("models/none")

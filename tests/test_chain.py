@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_rerank.chain import FORMATS, Parsed, get_format, no_skill_loss
@@ -39,6 +39,7 @@ def test_direct_of_rankgpt() -> None:
 
 
 @both_formats
+@settings(deadline=None)
 @given(permutation=permutations)
 def test_render_and_parse_round_trip(name: str, permutation: list[int]) -> None:
     completion = get_format(name).render(permutation)
@@ -47,6 +48,7 @@ def test_render_and_parse_round_trip(name: str, permutation: list[int]) -> None:
 
 
 @both_formats
+@settings(deadline=None)
 @given(permutation=permutations)
 def test_choices_are_where_each_identifier_is_new(name: str, permutation: list[int]) -> None:
     completion = get_format(name).render(permutation)
@@ -177,6 +179,7 @@ shards = st.lists(
 
 
 @both_formats
+@settings(deadline=None)
 @given(text=shards, n=st.integers(1, 100))
 def test_any_text_gives_a_permutation_and_right_counts(name: str, text: str, n: int) -> None:
     parsed = get_format(name).parse(text, n)

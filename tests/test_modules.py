@@ -23,6 +23,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.modules import OptimizerSettings, RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.reference import AdapterOff
+from lit_rerank.reranker import save_prompt_settings
 from tests.tiny import record
 from tests.training import figures
 
@@ -319,3 +320,13 @@ def test_settings_without_meaning_are_refused(options: dict[str, Any], message: 
 def test_the_frozen_adapter_needs_an_adapter(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="FrozenAdapter needs an adapter"):
         DPOModule(BackboneSettings(str(tiny_model))).configure_model()
+
+
+@pytest.mark.parametrize("differing", [{"format": "direct"}, {"repeat_identifier": True}])
+def test_an_adapter_goes_on_with_the_prompt_it_knows(
+    tiny_model: Path, tmp_path: Path, differing: dict[str, Any]
+) -> None:
+    save_prompt_settings(PromptSettings(), tmp_path)
+    module = SFTModule(BackboneSettings(str(tiny_model), adapter=str(tmp_path)), PromptSettings(**differing))
+    with pytest.raises(UserError, match=f"trained with {next(iter(differing))}"):
+        module.configure_model()

@@ -118,7 +118,7 @@ def trained(folder: Path, tiny_model: Path) -> Path:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
