@@ -216,7 +216,8 @@ def _named_errors(what: str, name: str) -> Iterator[None]:
     here = name != "" and Path(name).is_dir()
     # `models/x` beside a folder models/ is a mistyped directory; asking the hub for it would take half a minute.
     if not here and (not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
-        raise UserError(f"there is no {what} directory {name!r}, and a Hugging Face id has the form owner/name")
+        thing = "adapter" if what == "adapter" else "model"
+        raise UserError(f"there is no {thing} directory {name!r}, and a Hugging Face id has the form owner/name")
     try:
         yield
     except Exception as error:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lit_rerank.errors import UserError
@@ -56,7 +57,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         from lit_rerank.evaluation import rerank_candidates
 
         parser = ArgumentParser(
-            prog="evaluate.py",
+            prog=Path(sys.argv[0]).name,
             description="Everything that reads a trained model and writes numbers.",
             exit_on_error=False,
         )

@@ -28,6 +28,7 @@ def rerank_candidates(
     stride: int = 10,
     depth: int = 100,
     max_passage_tokens: int | None = None,
+    repeat_identifier: bool | None = None,
     queries: int | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     batch_size: int = 8,
@@ -49,6 +50,7 @@ def rerank_candidates(
         stride: how far the window moves up each time.
         depth: candidates reranked per query, from the top.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
+        repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         queries: only the first so many queries of the file.
         measures: by ir-measures' names.
         batch_size: windows generated at a time.
@@ -71,6 +73,7 @@ def rerank_candidates(
         adapter,
         format=format,
         max_passage_tokens=max_passage_tokens,
+        repeat_identifier=repeat_identifier,
         sliding=sliding,
         batch_size=batch_size,
         dtype=dtype,

@@ -114,6 +114,7 @@ class Reranker:
         *,
         format: str | None = None,
         max_passage_tokens: int | None = None,
+        repeat_identifier: bool | None = None,
         sliding: SlidingWindow | None = None,
         batch_size: int = 8,
         dtype: DType = "auto",
@@ -123,18 +124,24 @@ class Reranker:
     ) -> "Reranker":
         """Load a model (id or directory) and an adapter.
 
-        `format` and `max_passage_tokens` are, by default, those that the adapter (or the fully fine-tuned model)
-        was trained with.
+        `format`, `max_passage_tokens` and `repeat_identifier` (see `PromptSettings`) are, by default, those that the
+        adapter (or the fully fine-tuned model) was trained with.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
         """
         import torch
 
-        settings = load_prompt_settings(adapter or model)
-        settings.format = format or settings.format
-        settings.max_passage_tokens = max_passage_tokens or settings.max_passage_tokens
-        settings.max_length = None
+        asked = {
+            "format": format,
+            "max_passage_tokens": max_passage_tokens,
+            "repeat_identifier": repeat_identifier,
+        }
+        settings = replace(
+            load_prompt_settings(adapter or model),
+            max_length=None,
+            **{name: value for name, value in asked.items() if value is not None},
+        )
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_model(
             model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code

@@ -1,5 +1,7 @@
 """LightningCLI for SFT and DPO: one entry point, two configs."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -35,7 +37,7 @@ class RerankCLI(LightningCLI):
             save_config_callback=SaveTrainingConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs/default", "log_every_n_steps": 1},
-            parser_kwargs={"prog": "train.py"},
+            parser_kwargs={"prog": Path(sys.argv[0]).name},
             **kwargs,
         )
 
