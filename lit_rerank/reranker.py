@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_model, load_tokenizer
@@ -132,7 +133,7 @@ class Reranker:
         """
         import torch
 
-        asked = {
+        asked: dict[str, Any] = {
             "format": format,
             "max_passage_tokens": max_passage_tokens,
             "repeat_identifier": repeat_identifier,
