@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources.base import Source
 from data_modules.sources.preferences import PreferencePair
+from data_modules.trec import check_writable
 from data_modules.windows import Augmentation, EpochSampler
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -61,6 +62,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         super().__init__()
         if choices is not None and choices < 1:
             raise UserError(f"data.choices is {choices}; it must be at least 1, or null for all")
+        if min(batch_size, val_batch_size) < 1:
+            raise UserError(f"data.batch_size {batch_size} and val_batch_size {val_batch_size} must be at least 1")
         self.sources = {"train": train, "val": val, "candidates": candidates}
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
         self.prompt = prompt or PromptSettings()
@@ -81,6 +84,13 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         ):
             if name not in self.records and self.sources[name] is not None:
                 self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
+        if "candidates" in self.records:
+            check_writable(map(to_record, self.records["candidates"]))
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any of the candidate lists can be measured."""
+        return "candidates" in self.records and any(row["qrels"] for row in self.records["candidates"])
 
     def train_dataloader(self) -> Any:
         from torchdata.stateful_dataloader import StatefulDataLoader

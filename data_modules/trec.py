@@ -3,10 +3,11 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float
 from pathlib import Path
 
+from data_modules.records import RankingRecord
 from lit_rerank.errors import UserError
 
 Qrels = dict[str, dict[str, int]]
@@ -35,6 +36,17 @@ def read_run(path: str | Path) -> dict[str, Ranking]:
     return {qid: _in_order(list(scores.items())) for qid, scores in run.items()}
 
 
+def check_writable(candidates: Iterable[RankingRecord]) -> None:
+    """Raise a UserError where rankings of these lists could not be written as a run: better before than after."""
+    qids: set[str] = set()
+    for record in candidates:
+        if record.qid in qids:
+            raise UserError(f"query {record.qid!r} has two lists of candidates")
+        qids.add(record.qid)
+        for name in (record.qid, *(passage.docid for passage in record.passages)):
+            _check_name(name)
+
+
 def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, tag: str) -> None:
     """Write rankings, best first, as lines `qid Q0 docid rank score tag`. The file is put in place once it is whole.
 
@@ -46,8 +58,7 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
     for qid, ranking in run.items():
         docids = [docid for docid, _ in ranking]
         for name in (qid, tag, *docids):
-            if name.split() != [name]:
-                raise ValueError(f"{name!r} is empty or holds white space, which a run cannot")
+            _check_name(name)
         if len(set(docids)) < len(docids):
             raise ValueError(f"query {qid!r} lists a docid twice")
         if not all(math.isfinite(_single(score)) for _, score in ranking):
@@ -62,6 +73,11 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_name(name: str) -> None:
+    if name.split() != [name]:
+        raise UserError(f"{name!r} is empty or holds white space, which a TREC run cannot: rename that query or docid")
 
 
 def _in_order(ranking: Sequence[tuple[str, float]]) -> Ranking:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from data_modules.base import RankingDataModule
 from data_modules.records import Window
 from data_modules.trec import write_run
 from lit_rerank.backbone import is_adapted
+from lit_rerank.decoding import Decoded, Generator
+from lit_rerank.encoding import EncodedWindow
+from lit_rerank.errors import UserError
 from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
@@ -60,6 +64,19 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.keep_last, self.last_every = save_last, every_n_train_steps
         self._last_saved_at = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a run whose validation would never tell which checkpoint is the best."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, RankingDataModule) and not data.is_judged:
+            measures = cast(RerankModule[Any], pl_module).reranking.measures
+            validated = data.records.keys() & {"val", "candidates"}
+            if validated and self.monitor in [f"val/{measure}" for measure in measures]:
+                raise UserError(
+                    f"checkpoint.monitor is {self.monitor}, but no list of data.candidates has judgements (qrels): "
+                    "add them, or pass --checkpoint.monitor val/loss --checkpoint.mode min"
+                )
+        super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Write `last.ckpt` where it is due."""
@@ -141,10 +158,10 @@ class Throughput(L.Callback):
 
 
 class RerankedText(L.Callback):
-    """Shows the first reranked windows of each validation in TensorBoard: prompt, the model's answer, the teacher's.
+    """Shows windows of each validation in TensorBoard: prompt, the model's answer, and the teacher's or the grades.
 
     Args:
-        windows: how many.
+        windows: how many of the first validation windows (of SFT), and of the first lists of candidates.
     """
 
     def __init__(self, windows: int = 2) -> None:
@@ -159,28 +176,38 @@ class RerankedText(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if outputs and batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    for ranking in outputs["rankings"][: self.windows]:
-                        text = reranked_text(module, ranking)
-                        logger.experiment.add_text(f"reranked/{ranking.record.qid}", text, trainer.global_step)
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards or batch_idx > 0 or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        rankings = outputs["rankings"] if outputs else []
+        windows = [encoded.window for encoded in batch if isinstance(encoded, EncodedWindow)][: self.windows]
+        shown = [
+            *((_first_window(module, ranking), ranking.decoded[0]) for ranking in rankings[: self.windows]),
+            *zip(windows, Generator(module.model, module.encoder)(windows), strict=True),
+        ]
+        grades = {ranking.record.qid: ranking.record.qrels for ranking in rankings}
+        for window, decoded in shown:
+            text = reranked_text(module, window, decoded, grades.get(window.qid) or {})
+            for board in boards:
+                board.experiment.add_text(f"reranked/{window.qid}", text, trainer.global_step)
 
 
-def reranked_text(module: RerankModule[Any], ranking: Ranking) -> str:
-    """The first window that was read, as Markdown."""
-    record = ranking.record
-    start, end = module.reranking.sliding.spans(len(record.passages))[0]
-    window = Window.of(record, range(start, end))
+def reranked_text(module: RerankModule[Any], window: Window, decoded: Decoded, grades: Mapping[str, int]) -> str:
+    """A window as Markdown: prompt, answer, and what is known about the order."""
     if window.permutation is not None:
-        teacher = module.encoder.format.render(window.permutation).text
+        known = module.encoder.format.render(window.permutation).text
     else:
-        grades = [(record.qrels or {}).get(passage.docid, "-") for passage in window.passages]
-        teacher = ", ".join(f"[{i}] {grade}" for i, grade in enumerate(grades, start=1))
-    parts = {"prompt": module.encoder.prompt(window), "model": ranking.decoded[0].text, "teacher or grades": teacher}
+        known = ", ".join(f"[{i}] {grades.get(p.docid, '-')}" for i, p in enumerate(window.passages, start=1))
+    parts = {"prompt": module.encoder.prompt(window), "model": decoded.text, "teacher or grades": known}
     return "\n\n".join(
         f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items()
     )
+
+
+def _first_window(module: RerankModule[Any], ranking: Ranking) -> Window:
+    """The window that was read first, before anything moved."""
+    start, end = module.reranking.sliding.spans(len(ranking.record.passages))[0]
+    return Window.of(ranking.record, range(start, end))
 
 
 class RunWriter(BasePredictionWriter):

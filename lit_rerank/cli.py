@@ -61,13 +61,14 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             description="Everything that reads a trained model and writes numbers.",
             exit_on_error=False,
         )
+        functions = {"rerank": rerank_candidates}
         commands = parser.add_subcommands()
-        for name, function in {"rerank": rerank_candidates}.items():
+        for name, function in functions.items():
             command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)
             command.add_function_arguments(function, as_group=False)
             commands.add_subcommand(name, command)
         chosen = parser.parse_args(list(args) if args is not None else None)
-        rerank_candidates(**vars(chosen[chosen.subcommand]))
+        functions[chosen.subcommand](**vars(chosen[chosen.subcommand]))
 
     _in_one_line(run)
 

@@ -9,6 +9,7 @@ import torch
 from data_modules.records import Window
 from lit_rerank.chain import Parsed
 from lit_rerank.encoding import Ids, WindowEncoder
+from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,23 @@ class Decoded:
         return self.parsed.permutation
 
 
+# Whatever the model's own generation_config.json says: a chain repeats itself by design.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_eos_token_id": None,
+}
+
 _ONLY = Decoded("", Parsed((1,)))
 
 
@@ -39,6 +57,8 @@ class Generator:
     """
 
     def __init__(self, model: "PreTrainedModel", encoder: WindowEncoder, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         self.model, self.encoder, self.batch_size = model, encoder, batch_size
 
     def __call__(
@@ -77,10 +97,7 @@ class Generator:
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 max_new_tokens=max(limits),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
+                **_GREEDY,
                 eos_token_id=end,
                 pad_token_id=end,
                 use_cache=True,

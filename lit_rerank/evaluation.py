@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource
-from data_modules.trec import write_run
+from data_modules.trec import check_writable, write_run
 from lit_rerank.backbone import DType
 from lit_rerank.decoding import Decoded
 from lit_rerank.errors import UserError
@@ -60,13 +60,20 @@ def rerank_candidates(
     """
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth)
+    if queries is not None and queries < 1:
+        raise UserError(f"queries is {queries}; it must be at least 1")
     records = list(CandidatesSource(candidates, qrels))[:queries]
+    if not records:
+        raise UserError(f"{candidates} holds no query")
+    check_writable(records)
     judged = sum(record.qrels is not None for record in records)
     if qrels is not None and not judged:
         raise UserError(
             f"{qrels} judges none of the {len(records)} queries of {candidates}: are they of one collection?"
         )
     for path in (run, metrics):
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a directory; name a file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     reranker = Reranker.from_pretrained(
         model,
@@ -83,7 +90,7 @@ def rerank_candidates(
     started = time.perf_counter()
     rankings = _with_progress(records, reranker)
     seconds = time.perf_counter() - started
-    write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag=Path(adapter or model).name)
+    write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
     result = {
         **_measured(rankings, parsed),
         "queries": len(records),

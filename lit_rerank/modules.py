@@ -107,20 +107,18 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
-        if self.backbone.adapter is not None:
-            self._check_prompt(self.backbone.adapter)
+        self._check_prompt(self.backbone.adapter or self.backbone.model)
         name, trust = self.backbone.model, self.backbone.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         self.model = load_backbone(self.backbone)
 
-    def _check_prompt(self, adapter: str) -> None:
-        """Going on from an adapter, the prompt must be written as the adapter knows it."""
-        known = load_prompt_settings(adapter, self.prompt)
+    def _check_prompt(self, start: str) -> None:
+        """Going on from an adapter or model of this project, the prompt must be written as it knows it."""
+        known = load_prompt_settings(start, self.prompt)
         for name in ("format", "repeat_identifier"):
             if getattr(known, name) != getattr(self.prompt, name):
                 raise UserError(
-                    f"the adapter {adapter} was trained with {name} {getattr(known, name)}: "
-                    f"set model.init_args.prompt.{name} to it"
+                    f"{start} was trained with {name} {getattr(known, name)}: set model.init_args.prompt.{name} to it"
                 )
 
     def objective(self, batch: Sequence[Example]) -> Objective:
@@ -141,9 +139,12 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         figures = self._figures["train"].collect()
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
-        _, windows = figures.get("loss", (0.0, 1))
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / windows
-        torch._foreach_mul_([p.grad for p in trainable_parameters(self).values() if p.grad is not None], factor)
+        _, windows = figures.get("loss", (0.0, 0))
+        for parameter in trainable_parameters(self).values():
+            if parameter.grad is not None and windows:
+                parameter.grad *= self.trainer.accumulate_grad_batches * self.trainer.world_size / windows
+            else:  # zeros would let momentum and weight decay act where nothing was learned
+                parameter.grad = None
         self._log_step(figures)
 
     def configure_optimizers(self) -> Any:
@@ -265,6 +266,8 @@ class SFTModule(RerankModule[EncodedWindow]):
         normalise_choices: bool = False,
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking)
+        if choice_weight < 0:
+            raise UserError(f"choice_weight is {choice_weight}; it must not be negative")
         self.choice_weight, self.normalise_choices = choice_weight, normalise_choices
 
     def objective(self, batch: Sequence[EncodedWindow]) -> Objective:
@@ -337,11 +340,16 @@ class DPOModule(RerankModule[PreferenceExample]):
             "rewards/accuracy": right,
             "chosen_nll": nll.detach(),
         }
-        by_step = {step: right[targets.step == step] for step in targets.step.unique().tolist()}
+        of_steps = {"accuracy": right, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
+        by_step = {
+            f"{name}_by_step/{step:02d}": values[targets.step == step]
+            for name, values in of_steps.items()
+            for step in targets.step.unique().tolist()
+        }
         figures: dict[str, tuple[Tensor | float, int]] = {
             "preferences": (len(losses) / len(batch), len(batch)),
             **{name: (mean(values).mean(), targets.windows) for name, values in by_window.items()},
-            **{f"accuracy_by_step/{step:02d}": (values.mean(), len(values)) for step, values in by_step.items()},
+            **{name: (values.mean(), len(values)) for name, values in by_step.items()},
         }
         return Objective(mean(losses + self.sft_weight * nll), targets.rows.tokens, figures)
 

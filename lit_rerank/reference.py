@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 
+Origin = dict[str, str]
+
 _SAMPLE = 2**20
 
 
@@ -46,6 +48,10 @@ class Reference(ABC):
         The policy is left as it was, with its own adapter active and trainable: gradient checkpointing recomputes with
         whatever is active in the backward pass.
         """
+
+    def origin(self, settings: BackboneSettings) -> Origin:
+        """Which weights answer: by default those that training starts from."""
+        return _origin(settings.model, settings.adapter, settings.load_in_4bit)
 
     def save(self) -> None:  # noqa: B027
         """Keep on disk what is worth keeping (see `Precomputed`)."""
@@ -71,6 +77,9 @@ class FrozenAdapter(Reference):
         self.policy: Any = policy
         with _modes_kept(policy):  # PEFT puts the whole model into eval mode
             add_adapter(policy, adapter, REFERENCE)
+
+    def origin(self, settings: BackboneSettings) -> Origin:
+        return _origin(settings.model, self.adapter or settings.adapter, settings.load_in_4bit)
 
     def token_logps(self, rows: Rows) -> Tensor:
         trained = self.policy.active_adapter
@@ -121,13 +130,24 @@ class SeparateModel(Reference):
         self.model, self.adapter, self.dtype, self.load_in_4bit = model, adapter, dtype, load_in_4bit
 
     def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
+        model, adapter, load_in_4bit = self._weights(settings)
         self.separate = load_model(
-            self.model or settings.model,
-            self.adapter or (settings.adapter if self.model is None else None),
-            load_in_4bit=settings.load_in_4bit if self.load_in_4bit is None else self.load_in_4bit,
+            model,
+            adapter,
+            load_in_4bit=load_in_4bit,
             dtype=self.dtype or settings.dtype,
             trust_remote_code=settings.trust_remote_code,
         ).eval()
+
+    def origin(self, settings: BackboneSettings) -> Origin:
+        return _origin(*self._weights(settings))
+
+    def _weights(self, settings: BackboneSettings) -> tuple[str, str | None, bool]:
+        return (
+            self.model or settings.model,
+            self.adapter or (settings.adapter if self.model is None else None),
+            settings.load_in_4bit if self.load_in_4bit is None else self.load_in_4bit,
+        )
 
     def token_logps(self, rows: Rows) -> Tensor:
         with _frozen(self.separate):
@@ -137,8 +157,8 @@ class SeparateModel(Reference):
 class Precomputed(Reference):
     """Log-probabilities kept on disk, so that further runs on the same data need no reference model at all.
 
-    Each is found by a hash of its context and token: what the data or the format changes is not found. The model and
-    the adapter that training starts from are named beside them.
+    Each is found by a hash of its context and token: what the data or the format changes is not found. Beside them
+    stands which weights answered; without `of`, they must be those that training starts from.
 
     Args:
         path: directory of the stored values.
@@ -149,7 +169,7 @@ class Precomputed(Reference):
         self.path, self.of = Path(path), of
 
     def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
-        self.origin = _origin(settings)
+        self.made_by = self.origin(settings)
         self.values: dict[int, float] = {}
         self.new: dict[int, float] = {}
         if self.of is not None:
@@ -158,6 +178,9 @@ class Precomputed(Reference):
             raise UserError(f"there are no precomputed reference values at {self.path}: set reference.of to make them")
         for part in sorted(self.path.glob("*.safetensors")):
             self._read(part)
+
+    def origin(self, settings: BackboneSettings) -> Origin:
+        return self.of.origin(settings) if self.of else super().origin(settings)
 
     def token_logps(self, rows: Rows) -> Tensor:
         keys = _keys(rows)
@@ -182,7 +205,7 @@ class Precomputed(Reference):
             self.path.mkdir(parents=True, exist_ok=True)
             unfinished = self.path / f"{name}.{os.getpid()}.tmp"
             tensors = {"keys": keys, "logps": torch.tensor(list(self.new.values()))}
-            save_file(tensors, unfinished, {"origin": json.dumps(self.origin)})
+            save_file(tensors, unfinished, {"origin": json.dumps(self.made_by)})
             unfinished.rename(self.path / f"{name}.safetensors")
             self.new = {}
 
@@ -195,7 +218,7 @@ class Precomputed(Reference):
                 keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
         except (SafetensorError, KeyError) as error:
             raise UserError(f"{part} holds no precomputed reference values: delete it") from error
-        stale = " and another ".join(what for what, now in self.origin.items() if origin[what] != now)
+        stale = " and another ".join(what for what, now in self.made_by.items() if origin[what] != now)
         if stale:
             raise UserError(
                 f"the precomputed reference values in {part} are stale: they were made with another {stale}; "
@@ -234,12 +257,11 @@ def _keys(rows: Rows) -> list[int]:
     return list(map(key, rows.row.tolist(), rows.position.tolist(), rows.token.tolist()))
 
 
-def _origin(settings: BackboneSettings) -> dict[str, str]:
-    """What training starts from."""
+def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:
     return {
-        "model": _identity(settings.model),
-        "adapter": "none" if settings.adapter is None else _identity(settings.adapter),
-        "quantisation": "NF4" if settings.load_in_4bit else "none",
+        "model": _identity(model),
+        "adapter": "none" if adapter is None else _identity(adapter),
+        "quantisation": "NF4" if load_in_4bit else "none",
     }
 
 

@@ -158,6 +158,8 @@ class Reranker:
         Raises:
             UserError: for an empty query, repeated docids, or a window that exceeds the model's context.
         """
+        if isinstance(passages, str) or not all(isinstance(passage, str | Passage) for passage in passages):
+            raise UserError("rank takes a list of passages, each a string or a Passage")
         if not passages:
             return []
         candidates = tuple(
@@ -174,10 +176,23 @@ def save_prompt_settings(settings: PromptSettings, directory: str | Path) -> Non
 
 def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None = None) -> PromptSettings:
     """The settings beside a model or adapter; where there are none, `otherwise`, or the defaults."""
-    path = Path(directory) / SETTINGS_FILE
-    if not path.is_file():
+    path = _settings_file(str(directory))
+    if path is None:
         return otherwise or PromptSettings()
     try:
         return PromptSettings(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: not prompt settings: {error}") from error
+
+
+def _settings_file(name: str) -> Path | None:
+    """The settings of a directory or Hugging Face id, if it has any."""
+    path = Path(name) / SETTINGS_FILE
+    if path.is_file() or Path(name).is_dir():
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, SETTINGS_FILE))
+    except (OSError, ValueError):  # no such file, id or network; whatever else is wrong shows when weights are loaded
+        return None

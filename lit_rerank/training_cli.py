@@ -8,11 +8,14 @@ import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import RankingDataModule
+from data_modules.permutation import PermutationDataModule
+from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
 from lit_rerank.errors import UserError
-from lit_rerank.modules import RerankModule
+from lit_rerank.modules import DPOModule, RerankModule, SFTModule
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -61,6 +64,19 @@ class RerankCLI(LightningCLI):
             if isinstance(error, UserError) or not str(error).startswith("Does not validate"):
                 raise
             raise UserError(str(error)) from error  # jsonargparse has packed what the class said
+        for module, data in ((SFTModule, PermutationDataModule), (DPOModule, PreferenceDataModule)):
+            if isinstance(self.model, module) and not isinstance(self.datamodule, data):
+                name = data.__name__
+                raise UserError(f"{module.__name__} learns from {name}: set data.class_path to data_modules.{name}")
+
+    def before_fit(self) -> None:
+        """A run that does not resume an earlier one replaces its logs."""
+        folder = Path(self.trainer.default_root_dir)
+        logs = [*folder.glob("metrics.jsonl"), *folder.glob("events.out.tfevents.*")]
+        if logs and self._get(self.config_init, "ckpt_path") is None and self.trainer.is_global_zero:
+            rank_zero_info(f"{folder} holds the logs of an earlier run: they are replaced")
+            for log in logs:
+                log.unlink()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = self._get(self.config_init, "trainer.default_root_dir")

@@ -68,6 +68,22 @@ def test_a_window_beyond_the_context_is_named(tiny_model: Path) -> None:
         make_generator(tiny_model, 8, context=300)(windows()[3:4])
 
 
+def test_greedy_means_greedy_whatever_the_model_recommends(tiny_model: Path) -> None:
+    generator = make_generator(tiny_model, 8)
+    answers = generator(windows())
+    recommended = generator.model.generation_config
+    assert recommended is not None
+    recommended.repetition_penalty, recommended.no_repeat_ngram_size, recommended.num_beams = 3.0, 2, 2
+    recommended.do_sample, recommended.temperature, recommended.min_new_tokens = True, 2.0, 30
+    recommended.suppress_tokens = [5, 6, 7, 8, 9, 10, 11, 12]
+    assert generator(windows()) == answers
+
+
+def test_a_batch_of_nothing_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="batch_size is 0"):
+        make_generator(tiny_model, 0)
+
+
 def test_training_mode_survives(tiny_model: Path) -> None:
     generator = make_generator(tiny_model, 8)
     generator.model.train()

@@ -80,6 +80,29 @@ def test_what_is_wrong_is_said_in_one_line(
     assert stop.value.code not in (0, None)
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "holds no query"),
+        (["q1", "q1"], "query 'q1' has two lists of candidates"),
+        (["q 1"], "'q 1' is empty or holds white space"),
+    ],
+)
+def test_candidates_that_make_no_run_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    candidates = tmp_path / "c.jsonl"
+    rows = [{"qid": qid, "query": "q", "candidates": [{"docid": "d", "text": "t", "score": 1.0}]} for qid in lines]
+    candidates.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match=message):
+        rerank(tmp_path, Path("/nowhere"), candidates)
+
+
+def test_a_directory_is_no_run_file(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is a directory; name a file"):
+        rerank(tmp_path, Path("/nowhere"), write_candidates(tmp_path / "c.jsonl"), "--run", str(tmp_path))
+
+
 def test_judgements_of_another_collection_are_noticed(tmp_path: Path, tiny_model: Path) -> None:
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("elsewhere 0 d1 1\n")

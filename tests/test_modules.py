@@ -197,6 +197,21 @@ def test_a_step_without_any_preference_learns_nothing(tiny_model: Path, tmp_path
     assert logged == {step: {"train/preferences": 0.0} for step in (1, 2)}
 
 
+def test_a_step_without_any_preference_leaves_momentum_and_weight_decay_alone(
+    tiny_model: Path, tmp_path: Path, preferences: Callable[[str], list[PreferenceExample]]
+) -> None:
+    def after(batches: Sequence[Sequence[PreferenceExample]]) -> dict[str, Tensor]:
+        module = dpo(tiny_model)
+        parameters = trainable_parameters(module).values()
+        module.configure_optimizers = lambda: torch.optim.AdamW(parameters, 0.1, weight_decay=0.1)  # type: ignore
+        fit(module, tmp_path, batches, max_epochs=1)
+        return snapshot(module.model)
+
+    learned = after([preferences("all")[:2]])
+    for name, value in after([preferences("all")[:2], [PreferenceExample("q", ())]]).items():
+        torch.testing.assert_close(value, learned[name], rtol=0, atol=0)
+
+
 def test_clipping_acts_on_the_mean(tiny_model: Path, tmp_path: Path, windows: list[EncodedWindow]) -> None:
     module = sft(tiny_model)
     twin, before = copy.deepcopy(module.model), snapshot(module.model)
@@ -217,7 +232,7 @@ def test_figures_of_dpo_are_those_of_the_batch(
 ) -> None:
     module = dpo(tiny_model)
     examples = preferences("all")
-    by_step: dict[int, list[bool]] = {}
+    by_step: dict[int, list[float]] = {}
     margins = []
     for example in examples:
         own = []
@@ -228,7 +243,7 @@ def test_figures_of_dpo_are_those_of_the_batch(
                     reference = [logps(module.model, p.state + r, len(p.state)).sum() for r in (p.chosen, *p.rejected)]
             chosen, *rejected = [BETA * float(a - b) for a, b in zip(policy, reference, strict=True)]
             own.append(chosen - max(rejected))
-            by_step.setdefault(p.step, []).append(chosen > max(rejected))
+            by_step.setdefault(p.step, []).append(chosen - max(rejected))
         margins.append(sum(own) / len(own))
     logged = descend(module, tmp_path, cut(examples, 3), accumulate_grad_batches=4)[1]
     assert logged["train/rewards/margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
@@ -236,8 +251,11 @@ def test_figures_of_dpo_are_those_of_the_batch(
         logged["train/rewards/chosen"] - logged["train/rewards/rejected"], abs=1e-5
     )
     assert set(by_step) == {1, 2, 3}
-    for step, right in by_step.items():
-        assert logged[f"train/accuracy_by_step/{step:02d}"] == pytest.approx(sum(right) / len(right))
+    for step, own in by_step.items():
+        assert logged[f"train/accuracy_by_step/{step:02d}"] == pytest.approx(sum(m > 0 for m in own) / len(own))
+        assert logged[f"train/margin_by_step/{step:02d}"] == pytest.approx(sum(own) / len(own), abs=1e-4)
+        chosen, rejected = (logged[f"train/{name}_by_step/{step:02d}"] for name in ("chosen", "rejected"))
+        assert chosen - rejected == pytest.approx(sum(own) / len(own), abs=1e-4)
 
 
 def test_figures_of_sft_are_means_over_the_step(tiny_model: Path, tmp_path: Path, windows: list[EncodedWindow]) -> None:
@@ -327,6 +345,9 @@ def test_an_adapter_goes_on_with_the_prompt_it_knows(
     tiny_model: Path, tmp_path: Path, differing: dict[str, Any]
 ) -> None:
     save_prompt_settings(PromptSettings(), tmp_path)
-    module = SFTModule(BackboneSettings(str(tiny_model), adapter=str(tmp_path)), PromptSettings(**differing))
-    with pytest.raises(UserError, match=f"trained with {next(iter(differing))}"):
-        module.configure_model()
+    for start in (
+        BackboneSettings(str(tiny_model), adapter=str(tmp_path)),
+        BackboneSettings(str(tmp_path), tune="full"),
+    ):
+        with pytest.raises(UserError, match=f"trained with {next(iter(differing))}"):
+            SFTModule(start, PromptSettings(**differing)).configure_model()

@@ -435,6 +435,20 @@ def test_values_of_another_start_are_stale(
         assert "\n" not in str(error.value)
 
 
+def test_values_of_another_reference_are_stale(
+    tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
+) -> None:
+    settings = start("sft", tiny_model, sft)
+    other = str(save_adapter(tiny_model, tmp_path / "other", seed=5))
+    first = precomputed(tmp_path / "values", settings, FrozenAdapter(other))
+    first.token_logps(targets.rows)
+    first.save()
+    precomputed(tmp_path / "values", settings, SeparateModel(adapter=other))
+    for of in (None, FrozenAdapter(), SeparateModel()):
+        with pytest.raises(UserError, match="made with another adapter"):
+            precomputed(tmp_path / "values", settings, of)
+
+
 def test_moved_directories_are_the_same_start(
     tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,17 @@ def test_rank_takes_passages_and_names_repeated_ones(tiny_model: Path) -> None:
     assert {p.docid for p in reranker.rank("fleas", record(n=3).passages)} == {"q1-d1", "q1-d2", "q1-d3"}
     with pytest.raises(UserError, match="lists docid 'x' 2 times"):
         reranker.rank("fleas", [Passage("x", "a"), Passage("x", "b")])
+
+
+@pytest.mark.parametrize("passages", ["abc", [None], [1, "a"]])
+def test_what_is_no_list_of_passages_is_refused(tiny_model: Path, passages: Any) -> None:
+    with pytest.raises(UserError, match="each a string or a Passage"):
+        Reranker.from_pretrained(str(tiny_model)).rank("fleas", passages)
+
+
+def test_a_passage_budget_of_nothing_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="max_passage_tokens is 0"):
+        Reranker.from_pretrained(str(tiny_model), max_passage_tokens=0)
 
 
 def test_prompt_settings_travel_with_the_weights(tmp_path: Path) -> None:

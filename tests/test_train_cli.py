@@ -31,7 +31,7 @@ TWO_STEPS = ("--trainer.max_steps=2", "--trainer.max_epochs=1", "--model.init_ar
 SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens_per_s"}
 DPO_TAGS = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "chosen_nll"} | {
     "preferences",
-    "accuracy_by_step/01",
+    *(f"{name}_by_step/01" for name in ("accuracy", "margin", "chosen", "rejected")),
     "tokens_per_s",
 }
 RANKING_TAGS = {"val/nDCG@10", "val/RR@10", "val/malformed", "val/loss"}
@@ -259,7 +259,13 @@ MISTAKES = {
         ["--model.init_args.backbone.load_in_4bit=true", "--model.init_args.backbone.tune=full"],
         "4bit",
     ),
-    "no adapter to freeze": (["--model=lit_rerank.DPOModule"], "FrozenAdapter needs an adapter"),
+    "no adapter to freeze": (
+        ["--model=lit_rerank.DPOModule", "--data=data_modules.PreferenceDataModule"],
+        "FrozenAdapter needs an adapter",
+    ),
+    "data of the other module": (["--model=lit_rerank.DPOModule"], "DPOModule learns from PreferenceDataModule"),
+    "nothing to measure": (["--data.init_args.candidates=null"], "no list of data.candidates has judgements"),
+    "no batch": (["--data.init_args.batch_size=0"], "data.batch_size 0"),
     "monitor not logged": (["--checkpoint.monitor=val/none", *TWO_STEPS], "could not find the monitored key"),
     "no training data": (["--data.init_args.train=null"], "data.init_args.train is not set"),
     "no teacher, in a worker": (
