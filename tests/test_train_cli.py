@@ -79,6 +79,19 @@ def check_run(run: Path, left: str, tags: set[str]) -> None:
     assert "how long do fleas live, c0?" in content
     assert "**model**" in content
     assert "**teacher or grades**\n\n    [1] 0, [2] 1, [3] 2, [4] 3" in content
+    if "choice_loss" in tags:  # SFT's validation windows have a teacher
+        (text,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("reranked/v0")]
+        content = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
+        assert "**teacher or grades**\n\n    Step 1: [" in content
+
+
+def test_a_run_in_a_used_folder_replaces_its_logs(folder: Path, tiny_model: Path) -> None:
+    args = command("sft", "lora", "permutations", "again", *TWO_STEPS, model=tiny_model)
+    for _ in range(2):
+        train_in(folder, args)
+        lines = (folder / "again" / "metrics.jsonl").read_text().splitlines()
+        assert sum("train/loss" in line for line in lines) == 2
+        assert len(list((folder / "again").glob("events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.parametrize("backbone", ["lora", "qlora", "full"])
