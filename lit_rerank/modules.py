@@ -1,5 +1,6 @@
 """The two LightningModules. What they share is the base class; each adds only its objective."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -121,9 +122,9 @@ class RerankModule(L.LightningModule, Generic[Example]):
                     f"{start} was trained with {name} {getattr(known, name)}: set model.init_args.prompt.{name} to it"
                 )
 
+    @abstractmethod
     def objective(self, batch: Sequence[Example]) -> Objective:
         """The losses of a batch, and what to log about it."""
-        raise NotImplementedError
 
     # -- training -----------------------------------------------------------------------------------------------
 
