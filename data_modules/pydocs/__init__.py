@@ -1,0 +1,79 @@
+"""pydocs: a test collection every machine has, the documentation of the running Python's standard library.
+
+The documents are made from the docstrings of this interpreter; questions and judgements lie beside this file.
+"""
+
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from data_modules.collection import Collection, Document
+from data_modules.pydocs.cut import passages, split_paragraphs
+from data_modules.pydocs.walk import MIN_WORDS, entries
+from data_modules.trec import Qrels, read_qrels
+from lit_rerank.errors import UserError
+
+Split = Literal["train", "test", "all"]
+_HERE = files(__name__)
+
+
+def pydocs(split: Split = "all") -> Collection:
+    """The questions and judgements of one split, with all the documents.
+
+    Raises:
+        UserError: for a split there is none of, or where Python was started without docstrings (`-OO`).
+    """
+    if split not in get_args(Split):
+        raise UserError(f"pydocs has no split {split!r}: choose one of {', '.join(get_args(Split))}")
+    parts = ("train", "test") if split == "all" else (split,)
+    queries: dict[str, str] = {}
+    qrels: Qrels = {}
+    for part in parts:
+        queries |= _questions(part)
+        qrels |= read_qrels(str(_HERE / f"qrels.{part}.txt"))
+    return Collection(f"pydocs.{split}", documents(), queries, qrels)
+
+
+@cache
+def documents() -> MappingProxyType[str, Document]:
+    """Every passage by docid: `json.dumps`, and `json.dumps#2` and on where a docstring is long; `topic:lambda`."""
+    if not __doc__:
+        raise UserError("pydocs is made of docstrings, which python -OO leaves out: start Python without -OO")
+    modules = (_HERE / "modules.txt").read_text(encoding="utf-8").split()
+    found: dict[str, Document] = {}
+    for entry in entries(modules).values():
+        found |= _numbered(entry.name, f"{entry.name}{entry.signature}", entry.doc)
+    for topic, text in sorted(_topics().items()):
+        found |= _numbered(f"topic:{topic}", f"topic:{topic}", text)
+    return MappingProxyType(found)
+
+
+def _numbered(name: str, title: str, text: str) -> dict[str, Document]:
+    """The signature stands on the first passage only."""
+    cut = [
+        Document(name if i == 1 else f"{name}#{i}", passage, title if i == 1 else name)
+        for i, passage in enumerate(passages(text), start=1)
+    ]
+    return {document.docid: document for document in cut}
+
+
+def _topics() -> dict[str, str]:
+    """The language reference, as `help("lambda")` prints it.
+
+    Topics overlap (`compound` holds `if`, `for`, `with`, ...): a paragraph stays with the shortest that has it.
+    """
+    from pydoc_data.topics import topics
+
+    kept = {}
+    seen: set[str] = set()
+    for topic, text in sorted(topics.items(), key=lambda item: (len(item[1].split()), len(item[0]), item[0])):
+        own = [p for p in split_paragraphs(text) if p not in seen]
+        seen.update(p for p in own if len(p.split()) >= MIN_WORDS)
+        kept[topic] = "\n\n".join(own)
+    return {topic: text for topic, text in kept.items() if len(text.split()) > MIN_WORDS}
+
+
+def _questions(part: str) -> dict[str, str]:
+    lines = (_HERE / f"questions.{part}.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines if line)

@@ -1,0 +1,135 @@
+"""The objects of the standard library that have a docstring of their own, under their public names."""
+
+import builtins
+import functools
+import importlib
+import inspect
+import logging
+import types
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MIN_WORDS = 5
+MAX_SIGNATURE = 100  # characters
+_PROPERTIES = (property, functools.cached_property, types.GetSetDescriptorType)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A documented object: `json.dumps`, its signature (empty where Python gives none) and its docstring, cleaned."""
+
+    name: str
+    signature: str
+    doc: str
+
+
+def entries(modules: Iterable[str]) -> dict[str, Entry]:
+    """By name: the modules, what they offer, and the members of their classes.
+
+    An object reachable under several names is listed once: under the first module that offers it, and at module
+    level rather than as a method (`random.choice`). Modules this Python was built without are left out, with a warning.
+    """
+    loaded = _load(modules)
+    found: dict[str, Entry] = {}
+    seen: set[int] = set()
+    classes: list[tuple[str, type]] = []
+
+    def add(name: str, value: Any, inherited: Iterable[Any] = ()) -> None:
+        if id(_identity(value)) in seen:
+            return
+        seen.add(id(_identity(value)))
+        doc = own_doc(value, inherited)
+        if doc:
+            found[name] = Entry(name, signature(value), doc)
+        if isinstance(value, type):
+            classes.append((name, value))
+
+    for module_name, module in loaded.items():
+        add(module_name, module)
+        prefix = "" if module is builtins else f"{module_name}."
+        for name, value in _public(_offered(module)):
+            add(prefix + name, value)
+    for class_name, owner in classes:
+        # Grows as it goes: a class may hold others.
+        for name, value in _public(vars(owner)):
+            if inspect.isroutine(value) or isinstance(value, (*_PROPERTIES, type)):
+                add(f"{class_name}.{name}", value, (getattr(base, name, None) for base in owner.__mro__[1:]))
+    return found
+
+
+def own_doc(value: Any, inherited: Iterable[Any] = ()) -> str:
+    """The docstring, cleaned, unless it is trivial, generated, or that of the object's type or bases."""
+    doc = getattr(value, "__doc__", None)
+    bases = value.__mro__[1:] if isinstance(value, type) else (type(value), *inherited)
+    if not isinstance(doc, str) or doc in {getattr(base, "__doc__", None) for base in bases}:
+        return ""
+    doc = inspect.cleandoc(doc)
+    generated = isinstance(value, type) and doc.startswith(f"{value.__name__}(") and "\n" not in doc
+    return "" if generated or len(doc.split()) < MIN_WORDS else doc
+
+
+def signature(value: Any) -> str:
+    """`(obj, *, indent=None)`: without annotations, with simple defaults only, so that it is the same everywhere."""
+    if not callable(value):
+        return ""
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    plain = [
+        p.replace(annotation=p.empty, default=p.default if _is_simple(p.default) else ...)
+        for p in parameters
+        if p.name not in ("self", "cls")
+    ]
+    written = str(inspect.Signature(plain)).replace("Ellipsis", "...")
+    if len(written) <= MAX_SIGNATURE:
+        return written
+    return written[: written.rindex(",", 0, MAX_SIGNATURE - 5)] + ", ...)"
+
+
+def _is_simple(default: Any) -> bool:
+    return default is inspect.Parameter.empty or isinstance(default, (type(None), bool, int, float, str, bytes))
+
+
+def _load(modules: Iterable[str]) -> dict[str, types.ModuleType]:
+    loaded, missing = {}, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in modules:
+            try:
+                loaded[name] = importlib.import_module(name)
+            except ImportError:
+                missing.append(name)
+    if missing:
+        _log.warning("pydocs leaves out modules that this Python lacks: %s", ", ".join(missing))
+    return loaded
+
+
+def _offered(module: types.ModuleType) -> dict[str, Any]:
+    """What `__all__` names; where there is none, what the module or its C half defines."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(module, "__all__"):
+            return {name: getattr(module, name) for name in module.__all__ if hasattr(module, name)}
+    root = module.__name__.split(".")[0]
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if (getattr(value, "__module__", None) or "").split(".")[0].lstrip("_") == root
+    }
+
+
+def _public(names: dict[str, Any] | types.MappingProxyType[str, Any]) -> Iterator[tuple[str, Any]]:
+    """In the alphabet's order, an object's own name before its aliases."""
+    public = [
+        item for item in names.items() if not item[0].startswith("_") and not isinstance(item[1], types.ModuleType)
+    ]
+    return iter(sorted(public, key=lambda item: (getattr(item[1], "__name__", item[0]) != item[0], item[0])))
+
+
+def _identity(value: Any) -> Any:
+    """What is shared by the bound and the unbound forms of one function."""
+    return getattr(value, "__func__", value)
