@@ -35,7 +35,7 @@ def entries(modules: Iterable[str]) -> dict[str, Entry]:
     loaded = _load(modules)
     found: dict[str, Entry] = {}
     seen: set[int] = set()
-    classes: list[tuple[str, type]] = []
+    classes: dict[type, str] = {}
 
     def add(name: str, value: Any, inherited: Iterable[Any] = ()) -> None:
         if id(_identity(value)) in seen:
@@ -45,18 +45,21 @@ def entries(modules: Iterable[str]) -> dict[str, Entry]:
         if doc:
             found[name] = Entry(name, signature(value), doc)
         if isinstance(value, type):
-            classes.append((name, value))
+            classes[value] = name
 
     for module_name, module in loaded.items():
         add(module_name, module)
         prefix = "" if module is builtins else f"{module_name}."
         for name, value in _public(_offered(module)):
             add(prefix + name, value)
-    for class_name, owner in classes:
-        # Grows as it goes: a class may hold others.
-        for name, value in _public(vars(owner)):
+    queue = list(classes)
+    for owner in queue:
+        listed_bases = [base for base in owner.__mro__[1:] if base in classes]
+        for name, value in _public(_members(owner, listed_bases)):
             if inspect.isroutine(value) or isinstance(value, (*_PROPERTIES, type)):
-                add(f"{class_name}.{name}", value, (getattr(base, name, None) for base in owner.__mro__[1:]))
+                add(f"{classes[owner]}.{name}", value, (getattr(base, name, None) for base in listed_bases))
+            if isinstance(value, type) and value in classes and value not in queue:
+                queue.append(value)
     return found
 
 
@@ -122,7 +125,17 @@ def _offered(module: types.ModuleType) -> dict[str, Any]:
     }
 
 
-def _public(names: dict[str, Any] | types.MappingProxyType[str, Any]) -> Iterator[tuple[str, Any]]:
+def _members(owner: type, listed_bases: Iterable[type]) -> dict[str, Any]:
+    """What a class defines, and what it has from bases without a public name, as `pathlib.Path` in Python 3.13."""
+    elsewhere = {base for listed in listed_bases for base in listed.__mro__}
+    members: dict[str, Any] = {}
+    for base in reversed(owner.__mro__):
+        if base not in elsewhere:
+            members |= vars(base)
+    return members
+
+
+def _public(names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """In the alphabet's order, an object's own name before its aliases."""
     public = [
         item for item in names.items() if not item[0].startswith("_") and not isinstance(item[1], types.ModuleType)
