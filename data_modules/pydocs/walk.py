@@ -76,7 +76,7 @@ def own_doc(value: Any, inherited: Iterable[Any] = ()) -> str:
 
 def signature(value: Any) -> str:
     """`(obj, *, indent=None)`: without annotations, with simple defaults only, so that it is the same everywhere."""
-    if not callable(value):
+    if not (inspect.isroutine(value) or isinstance(value, type)):
         return ""
     try:
         parameters = inspect.signature(value).parameters.values()
