@@ -68,6 +68,13 @@ def test_wheel_holds_all_modules_of_both_packages(wheel: Path) -> None:
     assert not missing, "a folder without __init__.py is left out of the wheel"
 
 
+def test_wheel_holds_the_data_files(wheel: Path) -> None:
+    folder = ROOT / "data_modules" / "pydocs"
+    files = {str(file.relative_to(ROOT)) for file in folder.iterdir() if file.suffix in (".txt", ".tsv", ".md")}
+    assert len(files) == 6
+    assert files <= names_in(wheel)
+
+
 def test_wheel_holds_nothing_else(wheel: Path) -> None:
     top_level = {name.split("/")[0] for name in names_in(wheel)}
     assert top_level == {*PACKAGES, "lit_rerank-0.1.0.dist-info"}
@@ -101,6 +108,13 @@ def test_installed_package_is_the_one_imported(installed: Path, tmp_path: Path, 
     code = f"import {package}; print(list({package}.__path__)[0])"
     path = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).strip()
     assert Path(path) == installed / package
+
+
+def test_installed_collection_is_whole(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from data_modules.pydocs import pydocs; print(len(pydocs('all').queries), 'json.dumps' in pydocs().documents)"
+    )
+    assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)) == "183 True\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,25 +4,25 @@ The documents are made from the docstrings of this interpreter; questions and ju
 """
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from data_modules.collection import Collection, Document
 from data_modules.pydocs.cut import passages, split_paragraphs
-from data_modules.pydocs.walk import MIN_WORDS, entries
+from data_modules.pydocs.walk import MIN_WORDS, fresh_entries
 from data_modules.trec import Qrels, read_qrels
 from lit_rerank.errors import UserError
 
 Split = Literal["train", "test", "all"]
-_HERE = files(__name__)
+_HERE = Path(__file__).parent
 
 
 def pydocs(split: Split = "all") -> Collection:
     """The questions and judgements of one split, with all the documents.
 
     Raises:
-        UserError: for a split there is none of, or where Python was started without docstrings (`-OO`).
+        UserError: for a split there is none of.
     """
     if split not in get_args(Split):
         raise UserError(f"pydocs has no split {split!r}: choose one of {', '.join(get_args(Split))}")
@@ -31,18 +31,16 @@ def pydocs(split: Split = "all") -> Collection:
     qrels: Qrels = {}
     for part in parts:
         queries |= _questions(part)
-        qrels |= read_qrels(str(_HERE / f"qrels.{part}.txt"))
+        qrels |= read_qrels(_HERE / f"qrels.{part}.txt")
     return Collection(f"pydocs.{split}", documents(), queries, qrels)
 
 
 @cache
 def documents() -> MappingProxyType[str, Document]:
     """Every passage by docid: `json.dumps`, and `json.dumps#2` and on where a docstring is long; `topic:lambda`."""
-    if not __doc__:
-        raise UserError("pydocs is made of docstrings, which python -OO leaves out: start Python without -OO")
     modules = (_HERE / "modules.txt").read_text(encoding="utf-8").split()
     found: dict[str, Document] = {}
-    for entry in entries(modules).values():
+    for entry in fresh_entries(modules):
         found |= _numbered(entry.name, f"{entry.name}{entry.signature}", entry.doc)
     for topic, text in sorted(_topics().items()):
         found |= _numbered(f"topic:{topic}", f"topic:{topic}", text)

@@ -1,10 +1,15 @@
-"""The objects of the standard library that have a docstring of their own, under their public names."""
+"""The objects of the standard library that have a docstring of their own, under their public names.
+
+`fresh_entries` looks at them in a new interpreter, which runs this file: it may import the standard library only.
+"""
 
 import builtins
 import functools
 import importlib
 import inspect
-import logging
+import json
+import subprocess
+import sys
 import types
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,7 +19,6 @@ from typing import Any
 MIN_WORDS = 5
 MAX_SIGNATURE = 100  # characters
 _PROPERTIES = (property, functools.cached_property, types.GetSetDescriptorType)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,21 @@ class Entry:
     doc: str
 
 
+def fresh_entries(modules: Iterable[str]) -> list[Entry]:
+    """`entries` before any other import: libraries put functions of their own into `logging` and other modules.
+
+    The new interpreter has its docstrings, also where this one was started with -OO: -I ignores the environment.
+    """
+    command = [sys.executable, "-I", "-S", "-X", "utf8", __file__, *modules]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+    return [Entry(*entry) for entry in json.loads(done.stdout)]
+
+
 def entries(modules: Iterable[str]) -> dict[str, Entry]:
     """By name: the modules, what they offer, and the members of their classes.
 
     An object reachable under several names is listed once: under the first module that offers it, and at module
-    level rather than as a method (`random.choice`). Modules this Python was built without are left out, with a warning.
+    level rather than as a method (`random.choice`). Modules this Python was built without are named on stderr.
     """
     loaded = _load(modules)
     found: dict[str, Entry] = {}
@@ -107,7 +121,7 @@ def _load(modules: Iterable[str]) -> dict[str, types.ModuleType]:
             except ImportError:
                 missing.append(name)
     if missing:
-        _log.warning("pydocs leaves out modules that this Python lacks: %s", ", ".join(missing))
+        print("pydocs leaves out modules that this Python lacks:", ", ".join(missing), file=sys.stderr)
     return loaded
 
 
@@ -146,3 +160,7 @@ def _public(names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _identity(value: Any) -> Any:
     """What is shared by the bound and the unbound forms of one function."""
     return getattr(value, "__func__", value)
+
+
+if __name__ == "__main__":
+    json.dump([(entry.name, entry.signature, entry.doc) for entry in entries(sys.argv[1:]).values()], sys.stdout)
