@@ -61,7 +61,7 @@ def _topics() -> dict[str, str]:
 
     Topics overlap (`compound` holds `if`, `for`, `with`, ...): a paragraph stays with the shortest that has it.
     """
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics  # large, and wanted once
 
     kept = {}
     seen: set[str] = set()
@@ -69,7 +69,7 @@ def _topics() -> dict[str, str]:
         own = [p for p in split_paragraphs(text) if p not in seen]
         seen.update(p for p in own if len(p.split()) >= MIN_WORDS)
         kept[topic] = "\n\n".join(own)
-    return {topic: text for topic, text in kept.items() if len(text.split()) > MIN_WORDS}
+    return {topic: text for topic, text in kept.items() if len(text.split()) >= MIN_WORDS}
 
 
 def _questions(part: str) -> dict[str, str]:
