@@ -61,7 +61,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             description="Everything that reads a trained model and writes numbers.",
             exit_on_error=False,
         )
-        functions = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
+        functions: dict[str, Callable[..., Any]] = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
         commands = parser.add_subcommands()
         for name, function in functions.items():
             command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)

@@ -139,9 +139,11 @@ def answer_mmlu(
     asked = spread(asked, limit)
     _make_way(metrics)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    loaded = load_model(model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
+    ).eval()
     if not load_in_4bit:
-        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
     with _progress("questions", len(asked)) as advance:
         figures = mmlu(loaded, tokenizer, asked, batch_size, progress=advance)

@@ -262,7 +262,8 @@ def test_the_command_prints_what_it_writes_and_leaves_nothing_behind(tiny_model:
         assert line.split(maxsplit=1) == [name, f"{value:.4f}" if isinstance(value, float) else str(value)]
     assert "lm_eval" not in done.stderr
     assert "requests" not in done.stderr
-    assert not [path for path in home.rglob("*") if path.is_file()]
+    # matplotlib, where it is installed, is imported by torchmetrics and lists the fonts.
+    assert not [path for path in home.rglob("*") if path.is_file() and path.parent.name != "matplotlib"]
     assert {path for path in ROOT.iterdir() if path.name != "__pycache__"} == before
 
 
