@@ -76,12 +76,9 @@ def mmlu(
     asked = spread(questions, limit)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    config = LETTER_TASK | {"custom_dataset": lambda: {"test": Dataset.from_list([q.as_dict() for q in asked])}}
     with _undisturbed(model), _quiet():
         lm = LiveLM(model, tokenizer, batch_size, progress)
-        task = lm_eval_task.ConfigurableTask(config=config)
-        results: Any = evaluate(lm, {"tasks": {task.task_name: task}}, log_samples=False)
-    figures = results["results"][task.task_name]
+        figures = _scored(lm, asked)
     stderr = figures["acc_stderr,none"]
     return {
         "acc": float(figures["acc,none"]),
@@ -90,6 +87,14 @@ def mmlu(
         "subjects": len({question.subject for question in asked}),
         "truncated": lm.truncated,
     }
+
+
+def _scored(lm: HFLM, questions: Sequence[Question]) -> dict[str, Any]:
+    """lm-eval's figures. What it builds dies here, before the random state is restored: that, too, draws numbers."""
+    config = LETTER_TASK | {"custom_dataset": lambda: {"test": Dataset.from_list([q.as_dict() for q in questions])}}
+    task = lm_eval_task.ConfigurableTask(config=config)
+    results: Any = evaluate(lm, {"tasks": {task.task_name: task}}, log_samples=False)
+    return dict(results["results"][task.task_name])
 
 
 class LiveLM(HFLM):
