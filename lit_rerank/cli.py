@@ -49,19 +49,19 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank --model ... --candidates ... --run ... --metrics ...`."""
+    """`python evaluate.py rerank|mmlu --model ... --metrics ...`; see README.md."""
 
     def run() -> None:
         from jsonargparse import ArgumentParser
 
-        from lit_rerank.evaluation import rerank_candidates
+        from lit_rerank.evaluation import answer_mmlu, rerank_candidates
 
         parser = ArgumentParser(
             prog=Path(sys.argv[0]).name,
             description="Everything that reads a trained model and writes numbers.",
             exit_on_error=False,
         )
-        functions = {"rerank": rerank_candidates}
+        functions: dict[str, Callable[..., Any]] = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
         commands = parser.add_subcommands()
         for name, function in functions.items():
             command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)

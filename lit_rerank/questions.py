@@ -1,0 +1,109 @@
+"""MMLU's multiple-choice questions (Hendrycks et al. 2021): those that lm-eval ships, or a file of them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_modules.sources.base import OnError, Row, Source, existing_file, field, is_list, is_text, is_whole, text
+from lit_rerank.errors import UserError
+
+LETTERS = "ABCD"
+SHIPPED = 281
+
+_SHIPPED_IN = Path("tasks", "mmlu", "flan_cot_fewshot")
+_QUESTION = re.compile(
+    r"(?P<question>.+)\n\(A\) (.+?)\s\(B\) (.+?)\s\(C\) (.+?)\s\(D\) (.+?)(?P<fifth>\s\(E\) .+)?", re.DOTALL
+)
+_ANSWER = re.compile(r".*\bThe answer is \(([A-E])\)\.", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with four choices; `answer` (0 to 3) is the right one."""
+
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        if not (self.subject.strip() and self.question.strip()):
+            raise UserError("the subject or the question is empty")
+        if len(self.choices) != len(LETTERS):
+            raise UserError(f"a question has {len(LETTERS)} choices, not {len(self.choices)}")
+        if not 0 <= self.answer < len(LETTERS):
+            raise UserError(f"the answer is the number of a choice, 0 to {len(LETTERS) - 1}, not {self.answer}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, the choices as a list."""
+        return asdict(self) | {"choices": list(self.choices)}
+
+
+class QuestionsSource(Source[Question]):
+    """The questions of a `.jsonl` or `.jsonl.gz` file.
+
+    {"subject": str, "question": str, "choices": [str, str, str, str], "answer": 0-3}
+    """
+
+    def __init__(self, path: str | Path, on_error: OnError = "raise") -> None:
+        super().__init__(on_error)
+        self.path = existing_file(path)
+
+    def _read(self) -> Iterator[Question]:
+        return self._jsonl(self.path, _from_row)
+
+
+def shipped_questions() -> list[Question]:
+    """The dev questions of MMLU that lm-eval's wheel holds as examples of reasoning, sorted by subject.
+
+    One of the 282 is left out: it has five choices.
+
+    Raises:
+        UserError: if the installed lm-eval holds others; figures would not be comparable.
+    """
+    package = find_spec("lm_eval")
+    if package is None or package.origin is None:
+        raise UserError("lm-eval is not installed: pip install lm-eval")
+    folder = Path(package.origin).parent / _SHIPPED_IN
+    questions = questions_of_tasks(folder)
+    if len(questions) != SHIPPED:
+        raise UserError(
+            f"lm-eval {version('lm-eval')} ships {len(questions)} questions instead of {SHIPPED} in {folder}: install "
+            "the version that constraints.txt names, or name a file of questions"
+        )
+    return questions
+
+
+def questions_of_tasks(folder: Path) -> list[Question]:
+    """The four-choice questions among the few-shot examples of lm-eval's task files (one a subject) in a folder."""
+    return [question for path in sorted(folder.glob("mmlu_*.yaml")) for question in _of_task(path)]
+
+
+def _of_task(path: Path) -> Iterator[Question]:
+    try:
+        task = yaml.safe_load(path.read_text(encoding="utf-8"))
+        subject, samples = task["dataset_name"], task["fewshot_config"]["samples"]
+        texts = [(text(sample, "question"), text(sample, "target")) for sample in samples]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a task file with few-shot examples as in lm-eval 0.4.13: {error!r}") from error
+    for number, (asked, target) in enumerate(texts, start=1):
+        question = _QUESTION.fullmatch(asked)
+        answer = _ANSWER.match(target)
+        if question is None or answer is None or (answer[1] == "E" and not question["fifth"]):
+            raise UserError(f"{path}, example {number}: no question with choices (A) to (D) and an answer like (A)")
+        if not question["fifth"]:
+            yield Question(subject, question["question"], question.groups()[1:5], LETTERS.index(answer[1]))
+
+
+def _from_row(row: Row) -> Question:
+    choices = field(row, "choices", is_list, "a list of strings")
+    if not all(map(is_text, choices)):
+        raise UserError('"choices" must be a list of strings')
+    answer = field(row, "answer", is_whole, "a whole number")
+    return Question(text(row, "subject"), text(row, "question"), tuple(choices), answer)
