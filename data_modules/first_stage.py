@@ -20,7 +20,7 @@ class FirstStage(Protocol):
 
 
 class Bm25:
-    """BM25 as Lucene scores it, over title and text; Porter stems, English stop words left out.
+    """BM25 as Lucene scores it, over title and text: Porter stems of words of two characters or more, no stop words.
 
     A document that shares no word with the query scores 0. Ties stand in trec_eval's order (docid descending), so
     that a run written from the lists is measured as it stands.

@@ -31,4 +31,6 @@ def open_candidates(path: str | Path) -> Source[RankingRecord]:
         return RankLLMSource(path)
     if "candidates" in row:
         return CandidatesSource(path)
-    raise UserError(f'{place}: has neither "candidates" nor "hits" (RankLLM) nor "passages" (the project\'s own layout)')
+    raise UserError(
+        f'{place}: has neither "candidates" nor "hits" (RankLLM) nor "passages" (the project\'s own layout)'
+    )

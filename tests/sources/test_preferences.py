@@ -44,8 +44,11 @@ def test_layouts(row: Row, pair: PreferencePair, tmp_path: Path) -> None:
         ({"prompt": "P", "chosen": answer("C") * 2, "rejected": "R"}, '"chosen" must hold exactly one message'),
         ({"prompt": "P", "chosen": "C", "rejected": answer("R", "user")}, '"rejected" must hold exactly one message'),
         ({"prompt": "P", "chosen": answer("C"), "rejected": "C"}, "chosen and rejected are the same"),
-        ({"chosen": answer("C"), "rejected": answer("R")}, 'there is no "prompt", and chosen and rejected do not begin'),
-        ({"chosen": "C", "rejected": "R"}, 'there is no "prompt", and chosen and rejected do not begin'),
+        (
+            {"chosen": answer("C"), "rejected": answer("R")},
+            'there is no "prompt", and chosen and rejected do',
+        ),
+        ({"chosen": "C", "rejected": "R"}, 'there is no "prompt", and chosen and rejected do'),
         ({"chosen": answer("C"), "rejected": answer("C")}, "chosen and rejected are the same"),
         ({"chosen": "C", "rejected": "C"}, "chosen and rejected are the same"),
         ({"chosen": [*MESSAGES, *answer("C")], "rejected": MESSAGES}, '"rejected" must hold exactly one message'),

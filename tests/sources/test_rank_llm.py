@@ -68,5 +68,5 @@ def test_broken_items_of_an_array_are_numbered(tmp_path: Path) -> None:
 
 
 def test_lines_are_to_be_named_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not valid JSON|must hold a JSON array"):
+    with pytest.raises(UserError, match=r"data\.json:2: not valid JSON"):
         list(RankLLMSource(write_lines(tmp_path / "data.json", REQUEST, REQUEST)))
