@@ -187,18 +187,6 @@ def test_judgements_of_another_collection_are_noticed(tmp_path: Path, tiny_model
 def test_help_names_every_flag() -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "rerank", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
-    for flag in (
-        "model",
-        "adapter",
-        "candidates",
-        "first_stage",
-        "collection",
-        "qrels",
-        "run",
-        "metrics",
-        "format",
-        "window",
-        "stride",
-        "depth",
-    ):
+    data = ("candidates", "first_stage", "collection", "qrels")
+    for flag in (*data, "model", "adapter", "run", "metrics", "format", "window", "stride", "depth"):
         assert f"--{flag} " in said
