@@ -13,11 +13,25 @@ from lit_rerank.errors import UserError
 Qrels = dict[str, dict[str, int]]
 Ranking = list[tuple[str, float]]
 
+BEIR_HEADER = "query-id corpus-id score"
+
 
 def read_qrels(path: str | Path) -> Qrels:
     """Grades by qid and docid, from lines `qid 0 docid grade`."""
+    rows = _read_rows(path, "qid 0 docid grade")
+    return _grades((place, qid, docid, grade) for place, (qid, _, docid, grade) in rows)
+
+
+def read_beir_qrels(path: str | Path) -> Qrels:
+    """Grades by qid and docid, from lines `query-id corpus-id score` below a header that says so."""
+    rows = ((place, *columns) for place, columns in _read_rows(path, BEIR_HEADER))
+    return _grades(row for row in rows if row[1:] != tuple(BEIR_HEADER.split()))
+
+
+def _grades(rows: Iterable[tuple[str, ...]]) -> Qrels:
+    """Judgements from (place, qid, docid, grade)."""
     qrels: Qrels = {}
-    for place, (qid, _, docid, grade) in _read_rows(path, "qid 0 docid grade"):
+    for place, qid, docid, grade in rows:
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", grade):
             raise UserError(f"{place}: the grade must be a whole number, not {grade!r}")
         if qrels.setdefault(qid, {}).setdefault(docid, int(grade)) != int(grade):
@@ -33,7 +47,7 @@ def read_run(path: str | Path) -> dict[str, Ranking]:
         if docid in scores:
             raise UserError(f"{place}: query {qid!r} lists docid {docid!r} twice")
         scores[docid] = _score(score, place)
-    return {qid: _in_order(list(scores.items())) for qid, scores in run.items()}
+    return {qid: in_order(list(scores.items())) for qid, scores in run.items()}
 
 
 def check_writable(candidates: Iterable[RankingRecord]) -> None:
@@ -63,7 +77,7 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
             raise ValueError(f"query {qid!r} lists a docid twice")
         if not all(math.isfinite(_single(score)) for _, score in ranking):
             raise ValueError(f"query {qid!r} has a score that is not finite")
-        if _in_order(ranking) != list(ranking):
+        if in_order(ranking) != list(ranking):
             raise ValueError(f"trec_eval would reorder query {qid!r}: its scores must fall from rank to rank")
         lines += [f"{qid} Q0 {docid} {rank} {float(score)!r} {tag}\n" for rank, (docid, score) in enumerate(ranking, 1)]
     path = Path(path)
@@ -80,7 +94,7 @@ def _check_name(name: str) -> None:
         raise UserError(f"{name!r} is empty or holds white space, which a TREC run cannot: rename that query or docid")
 
 
-def _in_order(ranking: Sequence[tuple[str, float]]) -> Ranking:
+def in_order(ranking: Iterable[tuple[str, float]]) -> Ranking:
     """As trec_eval sorts: score descending, in single precision; ties by docid descending."""
     return sorted(ranking, key=lambda item: (_single(item[1]), item[0]), reverse=True)
 

@@ -4,13 +4,17 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from data_modules.catalogue import open_collection
+from data_modules.first_stage import open_first_stage
 from data_modules.records import RankingRecord, Window
-from data_modules.sources import CandidatesSource
-from data_modules.trec import check_writable, write_run
+from data_modules.sources.detect import open_candidates
+from data_modules.trec import check_writable, read_qrels, write_run
 from lit_rerank.backbone import DType, load_model, load_tokenizer
 from lit_rerank.decoding import Decoded
 from lit_rerank.errors import UserError
@@ -20,9 +24,11 @@ from lit_rerank.reranker import Ranking, Reranker, SlidingWindow, rerank
 
 def rerank_candidates(
     model: str,
-    candidates: str,
     run: str,
     metrics: str,
+    candidates: str | None = None,
+    first_stage: str | None = None,
+    collection: str | None = None,
     adapter: str | None = None,
     qrels: str | None = None,
     format: Literal["chain", "direct"] | None = None,
@@ -42,18 +48,23 @@ def rerank_candidates(
 
     Args:
         model: Hugging Face id or directory.
-        candidates: JSONL(.gz), one query a line: {"qid", "query", "candidates": [{"docid", "text", "score"}]}.
         run: the TREC run to write.
         metrics: the JSON file to write.
+        candidates: a file of them: {"qid", "query", "candidates": [{"docid", "text", "score"}]} a line, the project's
+            own records, or RankLLM's requests.
+        first_stage: instead of candidates: what retrieves them from the collection (bm25).
+        collection: what the first stage searches: pydocs, pydocs/train, pydocs/test, a directory in BEIR's or
+            Cranfield's layout, or ir_datasets:ID.
         adapter: PEFT adapter directory.
-        qrels: TREC judgements; without them nothing is measured but time and malformed answers.
+        qrels: TREC judgements, by default the collection's; without any, nothing is measured but time and malformed
+            answers.
         format: chain or direct; by default what the adapter was trained with, else chain.
         window: passages in one prompt.
         stride: how far the window moves up each time.
-        depth: candidates reranked per query, from the top.
+        depth: candidates retrieved and reranked per query; of a file's, those from the top.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
-        queries: only the first so many queries of the file.
+        queries: only the first so many queries.
         measures: by ir-measures' names.
         batch_size: windows generated at a time.
         dtype: of the weights.
@@ -64,14 +75,16 @@ def rerank_candidates(
     sliding = SlidingWindow(window, stride, depth)
     if queries is not None and queries < 1:
         raise UserError(f"queries is {queries}; it must be at least 1")
-    records = list(CandidatesSource(candidates, qrels))[:queries]
-    if not records:
-        raise UserError(f"{candidates} holds no query")
+    records = _lists(candidates, first_stage, collection, depth, queries)
+    if qrels is not None:
+        grades = read_qrels(qrels)
+        records = [replace(record, qrels=grades.get(record.qid)) for record in records]
     check_writable(records)
     judged = sum(record.qrels is not None for record in records)
     if qrels is not None and not judged:
         raise UserError(
-            f"{qrels} judges none of the {len(records)} queries of {candidates}: are they of one collection?"
+            f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
+            "are they of one collection?"
         )
     for path in (run, metrics):
         _make_way(path)
@@ -101,6 +114,23 @@ def rerank_candidates(
     }
     _report(result, metrics)
     return result
+
+
+def _lists(
+    candidates: str | None, first_stage: str | None, collection: str | None, depth: int, queries: int | None
+) -> list[RankingRecord]:
+    """The first-stage lists of a file, or those that a first stage retrieves from a collection."""
+    if candidates is not None and first_stage is None and collection is None:
+        records = list(open_candidates(candidates))[:queries]
+    elif candidates is None and first_stage is not None and collection is not None:
+        opened = open_collection(collection)
+        chosen = dict(islice(opened.queries.items(), queries))
+        records = open_first_stage(first_stage, opened).search(chosen, depth) if chosen else []
+    else:
+        raise UserError("name either --candidates FILE, or --first_stage NAME together with --collection NAME")
+    if not records:
+        raise UserError(f"{candidates or collection} holds no query")
+    return records
 
 
 def answer_mmlu(

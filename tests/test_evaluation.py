@@ -16,10 +16,11 @@ from lit_rerank.cli import evaluate
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def rerank(tmp_path: Path, model: Path, candidates: Path, *more: str) -> dict[str, Any]:
+def rerank(tmp_path: Path, model: Path, candidates: Path | None, *more: str) -> dict[str, Any]:
     metrics = tmp_path / "out" / "metrics.json"
     files = ["--run", str(tmp_path / "out" / "run.txt"), "--metrics", str(metrics)]
-    evaluate(["rerank", "--model", str(model), "--candidates", str(candidates), *files, *more])
+    given = [] if candidates is None else ["--candidates", str(candidates)]
+    evaluate(["rerank", "--model", str(model), *given, *files, *more])
     return dict(json.loads(metrics.read_text()))
 
 
@@ -55,6 +56,79 @@ def test_without_judgements_only_the_run_is_written(tmp_path: Path, tiny_model: 
     metrics = rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--queries", "1")
     assert metrics.keys() == {"queries", "judged_queries", "windows", "malformed", "seconds"}
     assert list(read_run(tmp_path / "out" / "run.txt")) == ["q0"]
+
+
+def write_collection(folder: Path) -> Path:
+    """Six documents on fleas, two queries, one judgement."""
+    folder.mkdir()
+    documents = [{"_id": f"d{i}", "text": "fleas " * i + f"and document number{i}"} for i in range(6)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    (folder / "queries.tsv").write_text("q1\tfleas\nq2\tdocument number3\n")
+    (folder / "qrels.txt").write_text("q1 0 d0 1\n")
+    return folder
+
+
+def test_a_first_stage_retrieves_what_is_reranked(tmp_path: Path, tiny_model: Path) -> None:
+    searched = ["--first_stage", "bm25", "--collection", str(write_collection(tmp_path / "fleas"))]
+    metrics = rerank(tmp_path, tiny_model, None, *searched, "--window", "3", "--stride", "2", "--depth", "4")
+    assert (metrics["queries"], metrics["judged_queries"], metrics["windows"]) == (2, 1, 4)
+    assert metrics["first_stage.nDCG@10"] == 0.0  # d0 does not hold the word, and five others do
+    run = read_run(tmp_path / "out" / "run.txt")
+    assert {qid: len(ranking) for qid, ranking in run.items()} == {"q1": 4, "q2": 4}
+    assert {docid for docid, _ in run["q1"]} <= {"d1", "d2", "d3", "d4", "d5"}
+
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q2 0 d3 1\n")
+    other = rerank(tmp_path, tiny_model, None, *searched, "--depth", "4", "--qrels", str(qrels), "--queries", "2")
+    assert other["judged_queries"] == 1
+    assert other["first_stage.nDCG@10"] == 1.0
+
+
+PASSAGES = [{"docid": f"d{i}", "text": f"passage {i}"} for i in range(3)]
+REQUEST = {"query": {"text": "Q", "qid": "q1"}, "candidates": [{"docid": "d0", "score": 1.0, "doc": {"text": "T"}}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.jsonl", {"qid": "q1", "query": "Q", "passages": PASSAGES, "qrels": {"d2": 1}}),
+        ("candidates.jsonl", {"qid": "q1", "query": "Q", "candidates": PASSAGES}),
+        ("requests.jsonl", REQUEST),
+        ("requests.json", [REQUEST]),
+        ("hits.jsonl", {"query": "Q", "hits": [{"qid": "q1", "docid": "d0", "content": "T", "score": 1.0}]}),
+    ],
+)
+def test_the_layout_of_the_candidates_is_told_by_what_they_hold(
+    tmp_path: Path, tiny_model: Path, name: str, content: Any
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content) + "\n")
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q1 0 d0 1\n")
+    metrics = rerank(tmp_path, tiny_model, tmp_path / name, "--qrels", str(qrels))
+    assert (metrics["queries"], metrics["first_stage.nDCG@10"]) == (1, 1.0)
+    if name == "own.jsonl":
+        assert rerank(tmp_path, tiny_model, tmp_path / name)["first_stage.nDCG@10"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "name either --candidates FILE, or --first_stage NAME together with --collection NAME"),
+        (["--first_stage", "bm25"], "name either --candidates FILE, or"),
+        (["--collection", "{here}/fleas"], "name either --candidates FILE, or"),
+        (["--candidates", "{here}/fleas/corpus.jsonl", "--collection", "{here}/fleas"], "name either --candidates"),
+        (["--first_stage", "splade", "--collection", "{here}/fleas"], "there is no first stage 'splade'"),
+        (["--first_stage", "bm25", "--collection", "nowhere"], "there is no collection 'nowhere'; possible are"),
+        (["--first_stage", "bm25", "--collection", "{here}/fleas/corpus.jsonl"], "corpus.jsonl holds no query"),
+        (["--candidates", "{here}/fleas/corpus.jsonl"], r'corpus\.jsonl:1: has neither "candidates" nor "hits"'),
+        (["--candidates", "{here}/fleas/qrels.txt"], r"qrels\.txt:1: not valid JSON"),
+    ],
+)
+def test_what_to_rerank_is_told_in_exactly_one_way(tmp_path: Path, more: list[str], message: str) -> None:
+    write_collection(tmp_path / "fleas")
+    with pytest.raises(SystemExit, match=message) as stop:
+        rerank(tmp_path, Path("/nowhere"), None, *(word.format(here=tmp_path) for word in more))
+    assert "\n" not in str(stop.value)
 
 
 @pytest.mark.parametrize(
@@ -113,5 +187,6 @@ def test_judgements_of_another_collection_are_noticed(tmp_path: Path, tiny_model
 def test_help_names_every_flag() -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "rerank", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
-    for flag in ("model", "adapter", "candidates", "qrels", "run", "metrics", "format", "window", "stride", "depth"):
+    data = ("candidates", "first_stage", "collection", "qrels")
+    for flag in (*data, "model", "adapter", "run", "metrics", "format", "window", "stride", "depth"):
         assert f"--{flag} " in said

@@ -2,15 +2,23 @@
 
 from data_modules.sources.candidates import CandidatesSource
 from data_modules.sources.conversations import ConversationsSource
+from data_modules.sources.irds import IrDatasetsSource
 from data_modules.sources.own import JsonlSource
 from data_modules.sources.preferences import PairsSource, PreferencePair
+from data_modules.sources.rank_gpt import RankGPTSource
+from data_modules.sources.rank_llm import RankLLMSource
 from data_modules.sources.teacher_windows import TeacherWindowsSource
+from data_modules.sources.trec_run import TrecSource
 
 __all__ = [
     "CandidatesSource",
     "ConversationsSource",
+    "IrDatasetsSource",
     "JsonlSource",
     "PairsSource",
     "PreferencePair",
+    "RankGPTSource",
+    "RankLLMSource",
     "TeacherWindowsSource",
+    "TrecSource",
 ]

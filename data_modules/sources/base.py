@@ -48,6 +48,10 @@ class Source(ABC, Generic[Record]):
         """What `build` makes of each line of a `.jsonl` or `.jsonl.gz` file."""
         return self._build(read_lines(path), lambda line: build(parse_object(line)))
 
+    def _json(self, path: Path, build: Callable[[Row], Built]) -> Iterator[Built]:
+        """What `build` makes of each object of a file that `read_rows` reads."""
+        return self._build(read_rows(path), lambda raw: build(to_object(raw)))
+
     def _build(self, raws: Iterable[tuple[str, Raw]], build: Callable[[Raw], Built]) -> Iterator[Built]:
         """What `build` makes of each (place, raw record); its UserErrors gain the place, and raise or are skipped."""
         for place, raw in raws:
@@ -86,6 +90,38 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}:{number + 1}: cannot be read any further: {error}") from None
 
 
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """`file:line` and line of each line of a `.jsonl` or `.jsonl.gz` file; of any other file, which must hold a JSON
+    array, `file: record number` and item. Both for `to_object`."""
+    if ".jsonl" in path.suffixes:
+        return read_lines(path)
+    return ((f"{path}: record {number}", item) for number, item in enumerate(read_array(path), start=1))
+
+
+def read_array(path: Path) -> list[Any]:
+    """The JSON array that a file holds, packed or not.
+
+    Raises:
+        UserError: where it holds none.
+    """
+    lines = list(read_lines(path))
+    try:
+        items = json.loads(b"".join(line for _, line in lines))
+    except json.JSONDecodeError as error:
+        place = lines[min(error.lineno, len(lines)) - 1][0] if lines else path
+        raise UserError(f"{place}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not usable JSON: {error}") from None
+    if not isinstance(items, list):
+        raise UserError(f"{path}: must hold a JSON array; a file with one object a line is to be named .jsonl")
+    return items
+
+
+def to_object(raw: Any) -> Row:
+    """The JSON object that a line or an item of an array is."""
+    return parse_object(raw) if isinstance(raw, bytes) else as_object(raw)
+
+
 def parse_object(line: bytes) -> Row:
     """The JSON object that one line holds."""
     try:
@@ -121,6 +157,11 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def is_id(value: Any) -> TypeGuard[str | int]:
+    """Whether `value` can name a query or a document."""
+    return is_text(value) or is_whole(value)
+
+
 def is_list(value: Any) -> TypeGuard[list[Any]]:
     """Whether `value` is a list."""
     return isinstance(value, list)
@@ -151,6 +192,20 @@ def text(row: Row, name: str) -> str:
     return field(row, name, is_text, "a string")
 
 
+def first_of(row: Row, *names: str) -> str:
+    """The first of `names` that is a field of `row`: layouts call one thing by several names."""
+    for name in names:
+        if name in row:
+            return name
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise UserError(f'"{names[0]}"{others} is missing')
+
+
+def identifier(row: Row, *names: str) -> str:
+    """The string or whole number in the first of the fields `names` that is there, as a string."""
+    return str(field(row, first_of(row, *names), is_id, "a string or a whole number"))
+
+
 def whole_numbers(row: Row, name: str) -> tuple[int, ...]:
     """The whole numbers in the list `row[name]`."""
     return tuple(field(row, name, is_whole_list, "a list of whole numbers"))
@@ -169,7 +224,9 @@ def each(row: Row, name: str, build: Callable[[Row], Built], limit: int | None =
 
 def passage(row: Row) -> Passage:
     """`{"docid": str, "text": str, "score"?: float}`"""
-    score = row.get("score")
-    if score is not None:
-        score = float(field(row, "score", is_number, "a finite number"))
-    return Passage(text(row, "docid"), text(row, "text"), score)
+    return Passage(text(row, "docid"), text(row, "text"), score(row))
+
+
+def score(row: Row) -> float | None:
+    """The finite number `row["score"]`, or None where there is none."""
+    return None if row.get("score") is None else float(field(row, "score", is_number, "a finite number"))

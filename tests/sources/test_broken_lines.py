@@ -14,6 +14,7 @@ from data_modules.sources import (
     ConversationsSource,
     JsonlSource,
     PairsSource,
+    RankLLMSource,
     TeacherWindowsSource,
 )
 from data_modules.sources.base import OnError, Source
@@ -48,9 +49,13 @@ READERS = {
         lambda path, on_error: CandidatesSource(path, on_error=on_error),
         {"qid": "q1", "query": "Q", "candidates": AB},
     ),
+    "rank_llm": Reader(
+        lambda path, on_error: RankLLMSource(path, on_error=on_error),
+        {"query": {"text": "Q", "qid": "q1"}, "candidates": [{"docid": "a", "score": 2.5, "doc": {"contents": "A"}}]},
+    ),
     "pairs": Reader(
         lambda path, on_error: PairsSource(path, on_error),
-        {"prompt": "P", "chosen": "[2] > [1]", "rejected": "[1] > [2]"},
+        {"prompt": "P", "chosen": "2 > 1", "rejected": "1 > 2"},
     ),
 }
 
@@ -115,14 +120,25 @@ BROKEN_FIELDS: list[tuple[str, Row, str]] = [
     ("candidates", {"candidates": []}, "query 'q1' has no passages"),
     ("candidates", {"candidates": passages(AB[0])}, "query 'q1' lists docid 'a' 2 times"),
     ("candidates", {"candidates": passages({**AB[1], "score": float("inf")})}, "must be a finite number, not inf"),
-    ("pairs", {"prompt": REMOVED}, '"prompt" is missing'),
+    ("rank_llm", {"query": REMOVED}, '"query" is missing'),
+    ("rank_llm", {"query": {"text": "Q"}}, '"query": "qid" is missing'),
+    ("rank_llm", {"query": {"text": 1, "qid": 2}}, '"query": "text" must be a string, not 1'),
+    ("rank_llm", {"query": "Q"}, '"candidates", item 1: "qid" is missing'),
+    ("rank_llm", {"candidates": REMOVED}, '"candidates" (or hits) is missing'),
+    ("rank_llm", {"candidates": []}, "query 'q1' has no passages"),
+    ("rank_llm", {"candidates": [{"docid": 1, "doc": "A"}]}, "item 1: must be a JSON object, not 'A'"),
+    ("rank_llm", {"candidates": [{"docid": 1, "doc": {}}]}, 'item 1: "text" (or segment, contents, content, body, pas'),
+    ("rank_llm", {"candidates": [{"docid": 1.5, "doc": {"text": "A"}}]}, "must be a string or a whole number, not 1.5"),
+    ("rank_llm", {"candidates": [{"docid": 1, "doc": {"text": "A", "title": 3}}]}, '"title" must be a string, not 3'),
+    ("pairs", {"prompt": REMOVED}, "chosen and rejected do not begin with the same text"),
+    ("pairs", {"prompt": REMOVED, "chosen": REMOVED}, '"chosen" is missing'),
     ("pairs", {"prompt": 1}, '"prompt" must be a string, not 1'),
     ("pairs", {"prompt": ""}, "the prompt is empty"),
     ("pairs", {"prompt": []}, "the prompt is empty"),
     ("pairs", {"prompt": [{"role": "user"}]}, '"prompt", item 1: "content" is missing'),
     ("pairs", {"chosen": REMOVED}, '"chosen" is missing'),
     ("pairs", {"rejected": None}, '"rejected" must be a string, not None'),
-    ("pairs", {"rejected": "[2] > [1]"}, "chosen and rejected are the same"),
+    ("pairs", {"rejected": "2 > 1"}, "chosen and rejected are the same"),
     ("pairs", {"chosen": []}, '"chosen" must hold exactly one message'),
     ("pairs", {"chosen": [{"role": "user", "content": "x"}]}, '"chosen" must hold exactly one message'),
 ]

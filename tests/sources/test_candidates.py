@@ -41,6 +41,19 @@ def test_depth_and_first_stage_teacher(path: Path) -> None:
     assert len(next(iter(CandidatesSource(path, depth=9))).passages) == 3
 
 
+def test_qrels_teach_the_highest_grade_first_then_the_first_stages_order(path: Path, tmp_path: Path) -> None:
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q1 0 b 2\nq1 0 a -1\nq1 0 elsewhere 3\n")
+    source = CandidatesSource(path, qrels=qrels, teacher="qrels", on_error="skip")
+    (judged,) = source
+    assert judged.permutation == (2, 3, 1)
+    assert source.skipped == [
+        f"{path}:2: query 'q2' is not judged, so qrels teach no order; `on_error: skip` leaves it out"
+    ]
+    with pytest.raises(UserError, match="'q2' is not judged"):
+        list(CandidatesSource(path, qrels=qrels, teacher="qrels"))
+
+
 def test_qrels_are_those_of_the_query(path: Path, tmp_path: Path) -> None:
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("q1 0 a 0\nq1 0 elsewhere 3\nq9 0 a 1\n")
@@ -54,7 +67,8 @@ def test_qrels_are_those_of_the_query(path: Path, tmp_path: Path) -> None:
     [
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"depth": -1}, "depth is -1; it must be at least 1"),
-        ({"teacher": "bm25"}, "teacher is 'bm25'; it must be 'none' or 'first_stage'"),
+        ({"teacher": "bm25"}, "teacher is 'bm25'; it must be 'none', 'first_stage' or 'qrels'"),
+        ({"teacher": "qrels"}, "teacher is 'qrels', but there are no qrels"),
         ({"qrels": "absent.txt"}, "absent.txt does not exist"),
     ],
 )

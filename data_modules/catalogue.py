@@ -1,0 +1,81 @@
+"""Collections by name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_modules.collection import Collection, Document
+from data_modules.sources import irds
+from data_modules.sources.corpus import DocumentsSource, QueriesSource
+from data_modules.trec import Qrels, read_beir_qrels, read_qrels
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    from data_modules.pydocs import Split
+
+PYDOCS: dict[str, "Split"] = {"pydocs": "all", "pydocs/train": "train", "pydocs/test": "test"}
+IR_DATASETS = "ir_datasets:"
+DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "docs.jsonl", "docs.jsonl.gz")
+QUERIES = ("queries.jsonl", "queries.jsonl.gz", "queries.tsv", "queries.tsv.gz")
+POSSIBLE = (
+    f"{', '.join(PYDOCS)}, a directory with {DOCUMENTS[0]} or {DOCUMENTS[2]} (.gz) and {QUERIES[2]} or {QUERIES[0]} "
+    f"(.gz), a corpus file (.jsonl, .jsonl.gz), or {IR_DATASETS}ID"
+)
+
+
+def open_collection(name: str) -> Collection:
+    """The collection called `name`.
+
+    - `pydocs`, `pydocs/train`, `pydocs/test`: the project's own.
+    - a directory in BEIR's layout (`corpus.jsonl`, `queries.jsonl` or `.tsv`, `qrels/test.tsv`, whose queries alone
+      are taken) or in Cranfield's (`docs.jsonl`, `queries.tsv`, `qrels.txt`), gzipped or not; qrels may be absent.
+    - a corpus file: documents alone.
+    - `ir_datasets:ID`.
+
+    Raises:
+        UserError: for anything else, or where what it names is broken.
+    """
+    path = Path(name).expanduser()
+    if name in PYDOCS:
+        from data_modules.pydocs import pydocs
+
+        return pydocs(PYDOCS[name])
+    if name.startswith(IR_DATASETS):
+        return _ir_dataset(name)
+    if path.is_dir():
+        return _directory(path)
+    if path.is_file():
+        return Collection(name, _documents(path))
+    raise UserError(f"there is no collection {name!r}; possible are {POSSIBLE}")
+
+
+def _documents(path: Path) -> dict[str, Document]:
+    return {document.docid: document for document in DocumentsSource(path)}
+
+
+def _directory(path: Path) -> Collection:
+    documents, queries = _documents(_one_of(path, DOCUMENTS)), dict(QueriesSource(_one_of(path, QUERIES)))
+    beir, trec = path / "qrels" / "test.tsv", path / "qrels.txt"
+    qrels: Qrels = {}
+    if beir.is_file():
+        # BEIR keeps the queries of all splits in one file.
+        qrels = read_beir_qrels(beir)
+        queries = {qid: query for qid, query in queries.items() if qid in qrels}
+    elif trec.is_file():
+        qrels = read_qrels(trec)
+    return Collection(str(path), documents, queries, qrels)
+
+
+def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"collection {str(folder)!r} lacks {', '.join(names[:-1])} or {names[-1]}")
+
+
+def _ir_dataset(name: str) -> Collection:
+    dataset_id = name.removeprefix(IR_DATASETS)
+    dataset = irds.load(dataset_id, "docs")
+    with irds.reading(dataset_id):
+        texts = ((document.doc_id, document.default_text()) for document in dataset.docs_iter())
+        documents = {docid: Document(docid, text) for docid, text in texts}
+        return Collection(name, documents, irds.queries_of(dataset), irds.qrels_of(dataset))
