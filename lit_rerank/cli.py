@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rerank.errors import UserError
+from lit_rerank.help_cache import with_cached_help
 
 # What libraries tell their developers, or advertise: nothing that a user of this project could act upon.
 NOISE = (
@@ -33,29 +34,39 @@ NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends
 
 
 def train(args: Sequence[str] | None = None) -> None:
-    """`python train.py fit|validate|test|predict --config ...`; see configs/."""
+    """`python train.py fit|validate|test|predict --config ...`; see configs/.
+
+    Completion by the tab key: `eval "$(lit-rerank-train --print_completion shtab-bash)"`, or shtab-zsh.
+    """
 
     def run() -> None:
+        from jsonargparse import set_parsing_settings
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from lit_rerank.training_cli import RerankCLI
 
+        set_parsing_settings(add_print_completion_argument=True)
         try:
             RerankCLI(args=list(args) if args is not None else None)
         except (MisconfigurationException, FileNotFoundError) as error:
             raise UserError(str(error)) from error
 
-    _in_one_line(run)
+    words = sys.argv[1:] if args is None else args
+    _in_one_line(lambda: with_cached_help(words, run))
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank --model ... --candidates ... --run ... --metrics ...`."""
+    """`python evaluate.py rerank --model ... --candidates ... --run ... --metrics ...`.
+
+    Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
+    """
 
     def run() -> None:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentParser, set_parsing_settings
 
         from lit_rerank.evaluation import rerank_candidates
 
+        set_parsing_settings(add_print_completion_argument=True)
         parser = ArgumentParser(
             prog=Path(sys.argv[0]).name,
             description="Everything that reads a trained model and writes numbers.",
@@ -71,6 +82,18 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         functions[chosen.subcommand](**vars(chosen[chosen.subcommand]))
 
     _in_one_line(run)
+
+
+def installed_packages_first() -> None:
+    """Let installed packages win over what lies beside train.py and evaluate.py.
+
+    Python puts a script's own folder first on its path, where evaluate.py would hide the package `evaluate` from
+    every library that imports it. This project's packages are already found, and stay those of the checkout.
+    """
+    import data_modules
+
+    checkout = Path(data_modules.__path__[0]).parent
+    sys.path.sort(key=lambda folder: Path(folder) == checkout)
 
 
 def _in_one_line(run: Callable[[], Any]) -> None:

@@ -1,19 +1,23 @@
-"""`evaluate.py rerank`: a candidates file in, a TREC run and its measures out."""
+"""`evaluate.py rerank`: a candidates file in, a TREC run and its measures out.
+
+What needs torch is imported by the functions that use it: `--help` reads this module's signatures alone.
+"""
 
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource
 from data_modules.trec import check_writable, write_run
 from lit_rerank.backbone import DType
-from lit_rerank.decoding import Decoded
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import means, parse_measure, per_query
-from lit_rerank.reranker import Ranking, Reranker, SlidingWindow, rerank
+
+if TYPE_CHECKING:
+    from lit_rerank.decoding import Decoded
+    from lit_rerank.reranker import Ranking, Reranker
 
 
 def rerank_candidates(
@@ -58,6 +62,9 @@ def rerank_candidates(
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
+    from lit_rerank.metrics import parse_measure
+    from lit_rerank.reranker import Reranker, SlidingWindow
+
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth)
     if queries is not None and queries < 1:
@@ -105,7 +112,7 @@ def rerank_candidates(
     return result
 
 
-def _with_progress(records: Sequence[RankingRecord], reranker: Reranker) -> list[Ranking]:
+def _with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -115,19 +122,23 @@ def _with_progress(records: Sequence[RankingRecord], reranker: Reranker) -> list
         TimeRemainingColumn,
     )
 
+    from lit_rerank.reranker import rerank
+
     total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
     columns = (TextColumn("windows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("windows", total=total)
 
-        def decode(windows: Sequence[Window]) -> Sequence[Decoded]:
+        def decode(windows: Sequence[Window]) -> "Sequence[Decoded]":
             return reranker.generator(windows, progress=lambda count: progress.advance(bar, count))
 
         return rerank(records, decode, reranker.sliding)
 
 
-def _measured(rankings: Sequence[Ranking], measures: Sequence[Any]) -> dict[str, float]:
+def _measured(rankings: "Sequence[Ranking]", measures: Sequence[Any]) -> dict[str, float]:
     """Means over the judged queries of the reranked lists and of the first stage's own order."""
+    from lit_rerank.metrics import means, per_query
+
     judged = {r.record.qid: r.record.qrels for r in rankings if r.record.qrels}
     if not judged:
         return {}
