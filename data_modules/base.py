@@ -64,6 +64,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(f"data.choices is {choices}; it must be at least 1, or null for all")
         if min(batch_size, val_batch_size) < 1:
             raise UserError(f"data.batch_size {batch_size} and val_batch_size {val_batch_size} must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}; 0 loads in the training process itself")
         self.sources = {"train": train, "val": val, "candidates": candidates}
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
         self.prompt = prompt or PromptSettings()

@@ -7,6 +7,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lit_rerank.errors import UserError
@@ -28,8 +29,9 @@ NOISE = (
     "Loading `train_dataloader` to estimate number of stepping batches",
 )
 TYPES_TRIED = re.compile(
-    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value)"
+    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a path but|Given value)"
 )
+_CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
 
@@ -48,11 +50,18 @@ def train(args: Sequence[str] | None = None) -> None:
         set_parsing_settings(add_print_completion_argument=True)
         try:
             RerankCLI(args=list(args) if args is not None else None)
-        except (MisconfigurationException, FileNotFoundError) as error:
+        except MisconfigurationException as error:
             raise UserError(str(error)) from error
+        except UnpicklingError as error:
+            raise UserError("ckpt_path names a file that cannot be read as a checkpoint of a training run") from error
 
-    words = sys.argv[1:] if args is None else args
-    _in_one_line(lambda: with_cached_help(words, run))
+    words = list(sys.argv[1:] if args is None else args)
+
+    def checked() -> None:
+        _check_configs(words)
+        with_cached_help(words, run)
+
+    _in_one_line(checked)
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
@@ -84,6 +93,25 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     _in_one_line(run)
 
 
+def _check_configs(words: Sequence[str]) -> None:
+    """Refuse config files that are no YAML mappings by name and line; jsonargparse would name neither."""
+    import yaml
+
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
+    for file in map(Path, files):
+        if not file.is_file():  # jsonargparse says so
+            continue
+        try:
+            settings = yaml.load(file.read_bytes(), yaml.BaseLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{file}:{mark.line + 1}" if mark else file
+            raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"{file}: must hold settings (key: value), not {type(settings).__name__}")
+
+
 def installed_packages_first() -> None:
     """Let installed packages win over what lies beside train.py and evaluate.py.
 
@@ -106,6 +134,10 @@ def _in_one_line(run: Callable[[], Any]) -> None:
         run()
     except (UserError, ArgumentError) as error:
         sys.exit(f"error: {_message(error)}")
+    except OSError as error:
+        if error.filename is None and not isinstance(error, FileNotFoundError):
+            raise  # nothing that the user has named
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
 
 
 def _not_noise(record: logging.LogRecord) -> bool:

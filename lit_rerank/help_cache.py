@@ -87,5 +87,5 @@ def _installed() -> list[str]:
     found = []
     for folder in map(Path, sys.path):
         with suppress(OSError):
-            found += [f"{folder}/{name}" for name in os.listdir(folder) if name.endswith((".dist-info", ".egg-info"))]
+            found += [str(entry) for entry in folder.iterdir() if entry.suffix in (".dist-info", ".egg-info")]
     return sorted(found)

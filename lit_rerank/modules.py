@@ -43,6 +43,15 @@ class OptimizerSettings:
     warmup: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
 
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
+        if self.weight_decay < 0 or not 0 <= self.warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(
+                f"optimizer: weight_decay {self.weight_decay} must not be negative, warmup {self.warmup} must be a share "
+                f"from 0 to 1, and betas {self.betas} must be from 0 to below 1"
+            )
+
 
 @dataclass
 class RerankSettings:

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,10 +60,10 @@ def test_trains_help_is_rendered_once_and_again_after_a_change(checkout: Path) -
 
 
 @pytest.fixture
-def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """An empty cache, and a place to note each rendering."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    yield []
+    return []
 
 
 def helped(counted: list[str], *words: str) -> None:
