@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -97,7 +98,7 @@ def _check_configs(words: Sequence[str]) -> None:
     """Refuse config files that are no YAML mappings by name and line; jsonargparse would name neither."""
     import yaml
 
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip_longest(words, words[1:], fillvalue="")
     files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
     for file in map(Path, files):
         if not file.is_file():  # jsonargparse says so

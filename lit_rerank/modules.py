@@ -44,13 +44,15 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr is {self.lr}; it must be above 0")
-        if self.weight_decay < 0 or not 0 <= self.warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(
-                f"optimizer: weight_decay {self.weight_decay} must not be negative, warmup {self.warmup} must be a share "
-                f"from 0 to 1, and betas {self.betas} must be from 0 to below 1"
-            )
+        for name, value, right in (
+            ("lr", self.lr, self.lr >= 0),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0),
+            ("warmup", self.warmup, 0 <= self.warmup <= 1),
+            ("betas", self.betas, all(0 <= beta < 1 for beta in self.betas)),
+        ):
+            if not right:
+                ends = {"warmup": "from 0 to 1, a share of all steps", "betas": "from 0 to below 1"}
+                raise UserError(f"optimizer.{name} is {value}; it must be {ends.get(name, '0 or more')}")
 
 
 @dataclass

@@ -31,7 +31,7 @@ class RunProgressBar(RichProgressBar):
             self._first = trainer.global_step
             self._run_id = self._add_task(steps - self._first, "Run (steps)")
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_batch_end(trainer, *args)
         self._update(self._run_id, trainer.global_step - self._first)
 
@@ -62,7 +62,7 @@ class ProgressLines(ProgressBar):
         self._started, self._first = time.monotonic(), trainer.global_step
         self._steps = trainer.estimated_stepping_batches
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         last = trainer.global_step == self._steps
         if time.monotonic() - self._said >= self.every or last:

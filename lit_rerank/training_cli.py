@@ -87,7 +87,8 @@ class RerankCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"trainer: {error} (a machine without a GPU trains with accelerator cpu)") from error
+            hint = " Here is none: pass --trainer.accelerator cpu" if "backend found" in str(error) else ""
+            raise UserError(f"trainer: {error}{hint}") from error
         own: Any = self._get(self.config_init, "trainer.callbacks") or []
         bar: Any = trainer.progress_bar_callback
         if bar is not None and not any(isinstance(callback, ProgressBar) for callback in own):

@@ -65,6 +65,7 @@ def test_without_judgements_only_the_run_is_written(tmp_path: Path, tiny_model: 
         (["--candidates", "none.jsonl"], "none.jsonl"),
         (["--qrels", "none.txt"], "none.txt"),
         (["--measures", '["nDCG@ten"]'], "there is no measure 'nDCG@ten'"),
+        (["--run", "/dev/null/run.txt"], "error: /dev/null: "),
         (["--window", "5"], "the stride is at least 1 and less than the window"),
         (["--format", "poem"], "\"format\".*'chain', 'direct'"),
     ],
