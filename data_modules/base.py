@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -125,9 +125,28 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             "batch_size": batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
-            "collate_fn": list,
+            "collate_fn": Batch,
             "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
         }
+
+
+class Batch(Generic[Example]):
+    """Examples of one step. On purpose no list: some precisions (bf16-true, DeepSpeed's) cast what lists hold.
+
+    Lightning looks for tensors in every collection, and stops with an error at frozen dataclasses.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = list(examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
 
 
 class _Examples(Dataset[Any]):

@@ -305,6 +305,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line(folder: Path, tiny_model: Path, mistake: str) -> None:
+    if mistake == "no GPU" and torch.cuda.is_available():
+        pytest.skip("here is one")
     more, expected = MISTAKES[mistake]
     (folder / "unknown.yaml").write_text("model: {init_args: {optimiser: {lr: 1}}}\n")
     (folder / "broken.yaml").write_text("model: {init_args: [\n")
