@@ -148,6 +148,9 @@ class Batch(Generic[Example]):
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Batch | list) else NotImplemented
+
 
 class _Examples(Dataset[Any]):
     """The examples drawn from one source, by (epoch, index)."""
