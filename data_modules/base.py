@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -64,6 +64,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(f"data.choices is {choices}; it must be at least 1, or null for all")
         if min(batch_size, val_batch_size) < 1:
             raise UserError(f"data.batch_size {batch_size} and val_batch_size {val_batch_size} must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}; 0 loads in the training process itself")
         self.sources = {"train": train, "val": val, "candidates": candidates}
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
         self.prompt = prompt or PromptSettings()
@@ -123,9 +125,31 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             "batch_size": batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
-            "collate_fn": list,
+            "collate_fn": Batch,
             "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
         }
+
+
+class Batch(Generic[Example]):
+    """Examples of one step. On purpose no list: some precisions (bf16-true, DeepSpeed's) cast what lists hold.
+
+    Lightning looks for tensors in every collection, and stops with an error at frozen dataclasses.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = list(examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Batch | list) else NotImplemented
 
 
 class _Examples(Dataset[Any]):

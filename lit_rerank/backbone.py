@@ -36,6 +36,10 @@ class LoraSettings:
     dropout: float = 0.0
     target_modules: str | Sequence[str] = "all-linear"
 
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise UserError(f"backbone.lora: r {self.r} must be at least 1, and dropout {self.dropout} in [0, 1)")
+
 
 @dataclass
 class BackboneSettings:
@@ -181,7 +185,10 @@ def _new_adapter(model: "PreTrainedModel", lora: LoraSettings) -> "PreTrainedMod
         lora_dropout=lora.dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
     )
-    return cast("PreTrainedModel", get_peft_model(model, config))
+    try:
+        return cast("PreTrainedModel", get_peft_model(model, config))
+    except ValueError as error:
+        raise UserError(f"backbone.lora.target_modules: {error}") from error
 
 
 def _four_bits(dtype: DType) -> Any:

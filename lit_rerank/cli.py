@@ -6,10 +6,13 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lit_rerank.errors import UserError
+from lit_rerank.help_cache import with_cached_help
 
 # What libraries tell their developers, or advertise: nothing that a user of this project could act upon.
 NOISE = (
@@ -27,35 +30,54 @@ NOISE = (
     "Loading `train_dataloader` to estimate number of stepping batches",
 )
 TYPES_TRIED = re.compile(
-    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value)"
+    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a path but|Given value)"
 )
+_CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
 
 def train(args: Sequence[str] | None = None) -> None:
-    """`python train.py fit|validate|test|predict --config ...`; see configs/."""
+    """`python train.py fit|validate|test|predict --config ...`; see configs/.
+
+    Completion by the tab key: `eval "$(lit-rerank-train --print_completion shtab-bash)"`, or shtab-zsh.
+    """
 
     def run() -> None:
+        from jsonargparse import set_parsing_settings
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from lit_rerank.training_cli import RerankCLI
 
+        set_parsing_settings(add_print_completion_argument=True)
         try:
             RerankCLI(args=list(args) if args is not None else None)
-        except (MisconfigurationException, FileNotFoundError) as error:
+        except MisconfigurationException as error:
             raise UserError(str(error)) from error
+        except UnpicklingError as error:
+            raise UserError("ckpt_path names a file that cannot be read as a checkpoint of a training run") from error
 
-    _in_one_line(run)
+    words = list(sys.argv[1:] if args is None else args)
+
+    def checked() -> None:
+        _check_configs(words)
+        with_cached_help(words, run)
+
+    _in_one_line(checked)
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank|mmlu --model ... --metrics ...`; see README.md."""
+    """`python evaluate.py rerank|mmlu --model ... --metrics ...`.
+
+    Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
+    """
 
     def run() -> None:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentParser, set_parsing_settings
 
-        from lit_rerank.evaluation import answer_mmlu, rerank_candidates
+        from lit_rerank.evaluation.mmlu import answer_mmlu
+        from lit_rerank.evaluation.rerank import rerank_candidates
 
+        set_parsing_settings(add_print_completion_argument=True)
         parser = ArgumentParser(
             prog=Path(sys.argv[0]).name,
             description="Everything that reads a trained model and writes numbers.",
@@ -73,6 +95,37 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     _in_one_line(run)
 
 
+def _check_configs(words: Sequence[str]) -> None:
+    """Refuse config files that are no YAML mappings by name and line; jsonargparse would name neither."""
+    import yaml
+
+    pairs = zip_longest(words, words[1:], fillvalue="")
+    files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
+    for file in map(Path, files):
+        if not file.is_file():  # jsonargparse says so
+            continue
+        try:
+            settings = yaml.load(file.read_bytes(), yaml.BaseLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{file}:{mark.line + 1}" if mark else file
+            raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"{file}: must hold settings (key: value), not {type(settings).__name__}")
+
+
+def installed_packages_first() -> None:
+    """Let installed packages win over what lies beside train.py and evaluate.py.
+
+    Python puts a script's own folder first on its path, where evaluate.py would hide the package `evaluate` from
+    every library that imports it. This project's packages are already found, and stay those of the checkout.
+    """
+    import data_modules
+
+    checkout = Path(data_modules.__path__[0]).parent
+    sys.path.sort(key=lambda folder: Path(folder) == checkout)
+
+
 def _in_one_line(run: Callable[[], Any]) -> None:
     """Run a command: without noise, and what the user can mend without a traceback."""
     for message in NOISE:
@@ -83,6 +136,10 @@ def _in_one_line(run: Callable[[], Any]) -> None:
         run()
     except (UserError, ArgumentError) as error:
         sys.exit(f"error: {_message(error)}")
+    except OSError as error:
+        if error.filename is None and not isinstance(error, FileNotFoundError):
+            raise  # nothing that the user has named
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
 
 
 def _not_noise(record: logging.LogRecord) -> bool:

@@ -43,6 +43,17 @@ class OptimizerSettings:
     warmup: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
 
+    def __post_init__(self) -> None:
+        for name, value, right in (
+            ("lr", self.lr, self.lr >= 0),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0),
+            ("warmup", self.warmup, 0 <= self.warmup <= 1),
+            ("betas", self.betas, all(0 <= beta < 1 for beta in self.betas)),
+        ):
+            if not right:
+                ends = {"warmup": "from 0 to 1, a share of all steps", "betas": "from 0 to below 1"}
+                raise UserError(f"optimizer.{name} is {value}; it must be {ends.get(name, '0 or more')}")
+
 
 @dataclass
 class RerankSettings:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,6 +17,7 @@ from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
 from lit_rerank.errors import UserError
 from lit_rerank.modules import DPOModule, RerankModule, SFTModule
+from lit_rerank.progress import progress
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -82,7 +84,16 @@ class RerankCLI(LightningCLI):
         folder = self._get(self.config_init, "trainer.default_root_dir")
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), JsonLinesLogger(folder)]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            hint = " Here is none: pass --trainer.accelerator cpu" if "backend found" in str(error) else ""
+            raise UserError(f"trainer: {error}{hint}") from error
+        own: Any = self._get(self.config_init, "trainer.callbacks") or []
+        bar: Any = trainer.progress_bar_callback
+        if bar is not None and not any(isinstance(callback, ProgressBar) for callback in own):
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
         trainer.callbacks += [Throughput(), RunWriter(), *watchers]  # type: ignore[attr-defined]
         return trainer

@@ -139,6 +139,7 @@ def test_what_to_rerank_is_told_in_exactly_one_way(tmp_path: Path, more: list[st
         (["--candidates", "none.jsonl"], "none.jsonl"),
         (["--qrels", "none.txt"], "none.txt"),
         (["--measures", '["nDCG@ten"]'], "there is no measure 'nDCG@ten'"),
+        (["--run", "/dev/null/run.txt"], "error: /dev/null: "),
         (["--window", "5"], "the stride is at least 1 and less than the window"),
         (["--format", "poem"], "\"format\".*'chain', 'direct'"),
     ],

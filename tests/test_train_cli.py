@@ -278,6 +278,21 @@ MISTAKES = {
     ),
     "data of the other module": (["--model=lit_rerank.DPOModule"], "DPOModule learns from PreferenceDataModule"),
     "nothing to measure": (["--data.init_args.candidates=null"], "no list of data.candidates has judgements"),
+    "broken YAML": (["--config=broken.yaml"], "broken.yaml:2: not valid YAML"),
+    "no settings": (["--config=words.yaml"], "words.yaml: must hold settings"),
+    "wrong layout": (["--data.init_args.train.init_args.path=broken.jsonl"], 'broken.jsonl:1: "query" is missing'),
+    "adapter without its config": (["--model.init_args.backbone.adapter=data"], "the directory data holds no adapter"),
+    "unknown source": (["--data.init_args.train.class_path=data_modules.sources.None"], "no attribute 'None'"),
+    "negative learning rate": (["--model.init_args.optimizer.lr=-1e-4"], "optimizer.lr is -0.0001"),
+    "warm-up beyond the end": (["--model.init_args.optimizer.warmup=2"], "optimizer.warmup is 2.0"),
+    "rank 0": (["--model.init_args.backbone.lora.r=0"], "backbone.lora: r 0 must be"),
+    "unknown layers": (["--model.init_args.backbone.lora.target_modules=[nope]"], "target_modules: Target modules"),
+    "no GPU": (["--trainer.accelerator=gpu"], "pass --trainer.accelerator cpu"),
+    "unknown accelerator": (["--trainer.accelerator=gpuu"], "trainer: You selected an invalid accelerator"),
+    "a place that cannot be written": (["--trainer.default_root_dir=broken.yaml/run"], "broken.yaml/run: Not a dir"),
+    "no checkpoint": (["--ckpt_path=broken.yaml"], "ckpt_path names a file that cannot be read"),
+    "fewer than no workers": (["--data.init_args.num_workers=-1"], "data.num_workers is -1"),
+    "no data": (["--data=null"], "the following arguments are required: fit.data"),
     "no batch": (["--data.init_args.batch_size=0"], "data.batch_size 0"),
     "monitor not logged": (["--checkpoint.monitor=val/none", *TWO_STEPS], "could not find the monitored key"),
     "no training data": (["--data.init_args.train=null"], "data.init_args.train is not set"),
@@ -290,8 +305,13 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_line(folder: Path, tiny_model: Path, mistake: str) -> None:
+    if mistake == "no GPU" and torch.cuda.is_available():
+        pytest.skip("here is one")
     more, expected = MISTAKES[mistake]
     (folder / "unknown.yaml").write_text("model: {init_args: {optimiser: {lr: 1}}}\n")
+    (folder / "broken.yaml").write_text("model: {init_args: [\n")
+    (folder / "words.yaml").write_text("just words\n")
+    (folder / "broken.jsonl").write_text('{"qid": "q", "passages": []}\n')
     row = {"qid": "u", "query": "q", "passages": [{"docid": "a", "text": "b"}, {"docid": "c", "text": "d"}]}
     (folder / "data" / "unordered.jsonl").write_text(json.dumps(row) + "\n")
     args = command("sft", "lora", "permutations", "mistake", *more, model=tiny_model)

@@ -1,25 +1,26 @@
-"""The functions behind `evaluate.py`: rerank writes a TREC run and its measures, mmlu what the model still knows."""
+"""`evaluate.py rerank`: candidates or a collection in, a TREC run and its measures out.
 
-import json
+What needs torch is imported by the functions that use it: `--help` reads this module's signatures alone.
+"""
+
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_modules.catalogue import open_collection
 from data_modules.first_stage import open_first_stage
 from data_modules.records import RankingRecord, Window
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import check_writable, read_qrels, write_run
-from lit_rerank.backbone import DType, load_model, load_tokenizer
-from lit_rerank.decoding import Decoded
+from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import means, parse_measure, per_query
-from lit_rerank.reranker import Ranking, Reranker, SlidingWindow, rerank
+from lit_rerank.evaluation.report import make_way, progress_bar, report
+
+if TYPE_CHECKING:
+    from lit_rerank.decoding import Decoded
+    from lit_rerank.reranker import Ranking, Reranker
 
 
 def rerank_candidates(
@@ -71,6 +72,9 @@ def rerank_candidates(
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
+    from lit_rerank.metrics import parse_measure
+    from lit_rerank.reranker import Reranker, SlidingWindow
+
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth)
     if queries is not None and queries < 1:
@@ -87,7 +91,7 @@ def rerank_candidates(
             "are they of one collection?"
         )
     for path in (run, metrics):
-        _make_way(path)
+        make_way(path)
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -112,7 +116,7 @@ def rerank_candidates(
         "malformed": sum(ranking.malformed for ranking in rankings),
         "seconds": round(seconds, 2),
     }
-    _report(result, metrics)
+    report(result, metrics)
     return result
 
 
@@ -133,100 +137,22 @@ def _lists(
     return records
 
 
-def answer_mmlu(
-    model: str,
-    metrics: str,
-    adapter: str | None = None,
-    questions: str | None = None,
-    limit: int | None = None,
-    batch_size: int = 4,
-    dtype: DType = "auto",
-    load_in_4bit: bool = False,
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Measure what a model still knows: accuracy on MMLU questions, scored by lm-eval.
+def _with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":
+    from lit_rerank.reranker import rerank
 
-    Args:
-        model: Hugging Face id or directory.
-        metrics: the JSON file to write.
-        adapter: PEFT adapter directory.
-        questions: JSONL(.gz), a question a line: {"subject", "question", "choices": [4 strings], "answer": 0-3}; by
-            default the 281 dev questions that lm-eval ships, a smoke test and not MMLU's figure.
-        limit: only so many questions, spread evenly over all.
-        batch_size: questions read at a time; on a CPU, few are fast.
-        dtype: of the weights.
-        load_in_4bit: NF4 quantisation of the base weights.
-        trust_remote_code: run code that the model's repository brings.
-    """
-    import torch
-
-    from lit_rerank.questions import QuestionsSource, shipped_questions
-    from lit_rerank.retention import mmlu, spread
-
-    asked = list(QuestionsSource(questions)) if questions else shipped_questions()
-    if not asked:
-        raise UserError(f"{questions} holds no question")
-    asked = spread(asked, limit)
-    _make_way(metrics)
-    tokenizer = load_tokenizer(model, trust_remote_code)
-    loaded = load_model(
-        model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
-    ).eval()
-    if not load_in_4bit:
-        loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    started = time.perf_counter()
-    with _progress("questions", len(asked)) as advance:
-        figures = mmlu(loaded, tokenizer, asked, batch_size, progress=advance)
-    seconds = round(time.perf_counter() - started, 2)
-    result = {"questions": questions or f"lm-eval {version('lm-eval')}", **figures, "seconds": seconds}
-    _report(result, metrics)
-    return result
-
-
-def _make_way(path: str) -> None:
-    """Notice before the work that a file cannot be written."""
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a directory; name a file")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _report(result: dict[str, Any], path: str) -> None:
-    """Write the figures as JSON, and print the same."""
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
-    for name, value in result.items():
-        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar, and what moves it on."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(bar, count)
-
-
-def _with_progress(records: Sequence[RankingRecord], reranker: Reranker) -> list[Ranking]:
     total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
-    with _progress("windows", total) as advance:
+    with progress_bar("windows", total) as advance:
 
-        def decode(windows: Sequence[Window]) -> Sequence[Decoded]:
+        def decode(windows: Sequence[Window]) -> "Sequence[Decoded]":
             return reranker.generator(windows, progress=advance)
 
         return rerank(records, decode, reranker.sliding)
 
 
-def _measured(rankings: Sequence[Ranking], measures: Sequence[Any]) -> dict[str, float]:
+def _measured(rankings: "Sequence[Ranking]", measures: Sequence[Any]) -> dict[str, float]:
     """Means over the judged queries of the reranked lists and of the first stage's own order."""
+    from lit_rerank.metrics import means, per_query
+
     judged = {r.record.qid: r.record.qrels for r in rankings if r.record.qrels}
     if not judged:
         return {}

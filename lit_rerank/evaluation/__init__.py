@@ -1,0 +1,1 @@
+"""The commands of `evaluate.py`, one a file. Their signatures are the commands' options."""

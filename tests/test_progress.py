@@ -1,0 +1,75 @@
+"""Progress: bars with the time left in a terminal, few plain lines in a log."""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lit_rerank.progress import ProgressLines, RunProgressBar, progress
+from tests.training import command, train_in, write_data
+
+LINE = re.compile(r"^epoch \d+, step \d+/\d+, \d:\d\d:\d\d elapsed, \d:\d\d:\d\d left", re.MULTILINE)
+
+
+def test_a_log_gets_lines_and_no_bar(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path)
+    args = command("sft", "lora", "permutations", "run", "--trainer.max_epochs=2", model=tiny_model)
+    args.remove("--trainer.enable_progress_bar=false")
+    train_in(tmp_path, args)
+    said = capsys.readouterr().out
+    assert LINE.search(said)
+    assert "validated, epoch 2, step 4/4" in said
+    assert "val/nDCG@10" in said
+    assert "━━" not in said
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 64), (3600.0, 2)])
+def test_lines_come_at_the_pace_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: float, lines: int
+) -> None:
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[ProgressLines(every)],
+    )
+    trainer.fit(BoringModel())
+    assert len(LINE.findall(capsys.readouterr().out)) == lines  # always the first step and the last
+
+
+class Terminal(io.StringIO):
+    """A stdout that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_bars_with_the_time_left_of_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("COLUMNS", "160")
+    bar = progress()
+    assert isinstance(bar, RunProgressBar)
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=2,
+        accumulate_grad_batches=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[bar],
+    )
+    trainer.fit(BoringModel())
+    assert re.search(r"Run \(steps\).*32/32.*\d:\d\d:\d\d • \d:\d\d:\d\d", shown.getvalue())
+    assert "Epoch 1/1" in shown.getvalue()
