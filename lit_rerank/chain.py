@@ -68,9 +68,10 @@ class Format(ABC):
     instruction: str
 
     def user(self, query: str, passages: Sequence[str], repeat_identifier: bool = False) -> str:
-        """The user's turn: the task, the passages with their identifiers `[1]..[n]`, the query, how to answer.
+        """The user's turn: the task, the query, the passages with their identifiers `[1]..[n]`, the query again.
 
-        With `repeat_identifier` each identifier also follows its passage, which small models bind more easily.
+        The task comes first and is the same for every window, so that it is read once for many of them. With
+        `repeat_identifier` each identifier also follows its passage, which small models bind more easily.
         """
         n = len(passages)
         if n > MAX_IDENTIFIER:
@@ -78,13 +79,7 @@ class Format(ABC):
         listed = "\n".join(
             f"[{i}] {text} [{i}]" if repeat_identifier else f"[{i}] {text}" for i, text in enumerate(passages, start=1)
         )
-        return (
-            f"Below are {n} passages, each marked with an identifier in square brackets. "
-            f"Order them by their relevance to this query: {query}\n\n"
-            f"{listed}\n\n"
-            f"Query: {query}\n\n"
-            f"{self.instruction.format(n=n)}"
-        )
+        return f"{self.instruction}\n\nQuery: {query}\n\n{listed}\n\nQuery: {query}"
 
     @abstractmethod
     def render(self, permutation: Sequence[int]) -> Completion:
@@ -100,7 +95,8 @@ class DirectFormat(Format):
 
     name = "direct"
     instruction = (
-        "List all {n} identifiers from the most to the least relevant passage, in the form [4] > [2] > ... "
+        "Each passage below is marked with an identifier in square brackets. List all identifiers from the passage "
+        "most relevant to the query to the least relevant one, in the form [4] > [2] > ... "
         "Write the list and nothing else."
     )
 
@@ -120,9 +116,10 @@ class ChainFormat(Format):
 
     name = "chain"
     instruction = (
-        "Work in steps. At each step pick the most relevant passage among those that remain and append its "
+        "Each passage below is marked with an identifier in square brackets. Order the passages by their relevance to "
+        "the query, in steps: at each step pick the most relevant passage among those that remain and append its "
         "identifier to the ones picked before, in the form Step 2: [4] > [2]. "
-        "Go on until all {n} passages are ordered. Write the steps and nothing else."
+        "Go on until all passages are ordered. Write the steps and nothing else."
     )
 
     def render(self, permutation: Sequence[int]) -> Completion:

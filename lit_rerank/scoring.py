@@ -1,15 +1,17 @@
 """The one thing that training asks of a model: log-probabilities of tokens after contexts."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lit_rerank.backbone import is_adapted
 from lit_rerank.encoding import Ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Rows:
     Attributes:
         ids: (rows, longest) token ids, padded on the right (nothing that matters attends to padding).
         row, position, token: (questions,) each asks for log p(token | ids[row, :position + 1]).
+        trunk: so many tokens begin all rows, before the first place that is asked about.
         tokens: how many of `ids` are not padding.
     """
 
@@ -26,6 +29,7 @@ class Rows:
     row: Tensor
     position: Tensor
     token: Tensor
+    trunk: int
     tokens: int
 
 
@@ -58,6 +62,7 @@ class RowsBuilder:
             row=torch.tensor(row_of, device=device)[sequence_number],
             position=position,
             token=token,
+            trunk=min(_common_beginning(rows), int(position.min())),
             tokens=sum(map(len, rows)),
         )
 
@@ -65,19 +70,49 @@ class RowsBuilder:
 def token_logps(model: "PreTrainedModel", rows: Rows) -> Tensor:
     """Log-probabilities, in nats and float32, of all the tokens asked for: (questions,).
 
-    Logits are the memory of training. The model's head sees only the places that are asked about, whereas
-    `logits_to_keep` would give it each of their positions in every row.
+    What begins all rows is read once, where that pays. Logits are the memory of training: the model's head sees only
+    the places that are asked about, whereas `logits_to_keep` would give it each of their positions in every row.
     """
-    places, place = (rows.row * rows.ids.shape[1] + rows.position).unique(return_inverse=True)
+    trunk = rows.trunk if _pays(model, rows) else 0
+    ids = rows.ids[:, trunk:]
+    places, place = (rows.row * ids.shape[1] + rows.position - trunk).unique(return_inverse=True)
 
     def keep_places(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *others = inputs
         return (hidden.flatten(0, 1)[None, places], *others)
 
+    memory = _read(model, rows.ids[:1, :trunk], len(ids)) if trunk else None
     head: Any = model.get_output_embeddings()
     with head.register_forward_pre_hook(keep_places):
-        logits = model(input_ids=rows.ids, use_cache=False).logits[0].float()
+        logits = model(input_ids=ids, past_key_values=memory, use_cache=trunk > 0).logits[0].float()
     return logits[place, rows.token] - logits.logsumexp(-1)[place]
+
+
+def _pays(model: "PreTrainedModel", rows: Rows) -> bool:
+    """Whether reading the trunk once saves an eighth of the tokens or more, and the model can do so.
+
+    Checkpointed layers keep no keys, and recurrent ones have none.
+    """
+    saved = rows.trunk * (len(rows.ids) - 1)
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return 8 * saved >= rows.ids.numel() and not checkpointed and not model._is_stateful
+
+
+def _read(model: "PreTrainedModel", ids: Tensor, copies: int) -> "DynamicCache":
+    """Keys and values of one sequence, for so many rows that go on from it; gradients flow back through them."""
+    from transformers import DynamicCache
+
+    memory = DynamicCache()
+    body: Any = model.base_model.model if is_adapted(model) else model
+    body.base_model(input_ids=ids, past_key_values=memory, use_cache=True)
+    memory.batch_repeat_interleave(copies)
+    return memory
+
+
+def _common_beginning(rows: list[Ids]) -> int:
+    """How many tokens all rows begin with."""
+    together = zip(*rows, strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
 
 
 def _share_prefixes(sequences: list[Ids]) -> tuple[list[int], list[Ids]]:

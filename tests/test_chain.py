@@ -63,13 +63,19 @@ def test_choices_are_where_each_identifier_is_new(name: str, permutation: list[i
 
 def test_user_turn() -> None:
     assert DIRECT.user("{query}?", ["One.", "Two {n}."]) == (
-        "Below are 2 passages, each marked with an identifier in square brackets. "
-        "Order them by their relevance to this query: {query}?\n\n"
-        "[1] One.\n[2] Two {n}.\n\n"
+        "Each passage below is marked with an identifier in square brackets. List all identifiers from the passage "
+        "most relevant to the query to the least relevant one, in the form [4] > [2] > ... "
+        "Write the list and nothing else.\n\n"
         "Query: {query}?\n\n"
-        "List all 2 identifiers from the most to the least relevant passage, in the form [4] > [2] > ... "
-        "Write the list and nothing else."
+        "[1] One.\n[2] Two {n}.\n\n"
+        "Query: {query}?"
     )
+
+
+@both_formats
+def test_all_windows_begin_with_the_same_task(name: str) -> None:
+    few, many = (get_format(name).user(query, ["x"] * n) for query, n in (("a", 2), ("b", 100)))
+    assert few.split("Query: ")[0] == many.split("Query: ")[0]
 
 
 @both_formats

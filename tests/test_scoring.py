@@ -50,6 +50,20 @@ def with_adapted_head(directory: Path) -> PreTrainedModel:
     return get_peft_model(load(directory), config)
 
 
+def branching_questions(seed: int) -> tuple[RowsBuilder, list[Question]]:
+    """Questions about sequences of several lengths that go on from one beginning, the first at its very end."""
+    draw = torch.Generator().manual_seed(seed)
+    stem, *ends = (tuple(torch.randint(VOCABULARY, (n,), generator=draw).tolist()) for n in (20, 3, 11, 7, 5))
+    builder, questions = RowsBuilder(), []
+    for end in ends:
+        ids = stem + end
+        number = builder.sequence(ids)
+        for length in (len(stem), len(stem) + 1, len(ids)):
+            builder.ask(number, length, length)
+            questions.append((ids[:length], length))
+    return builder, questions
+
+
 def random_questions(seed: int) -> tuple[RowsBuilder, list[Question]]:
     """Questions about sequences that begin, branch off, repeat or have nothing to do with one another."""
     draw = torch.Generator().manual_seed(seed)
@@ -78,6 +92,32 @@ def test_values_and_gradients_are_those_of_one_context_at_a_time(make, tiny_mode
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     weights = torch.linspace(-1, 2, len(questions))
     assert_same_gradients(gradients(model, (expected * weights).sum()), gradients(model, (found * weights).sum()))
+
+
+@pytest.mark.parametrize("make", [load, with_adapted_head])
+def test_a_common_beginning_is_read_once(make, tiny_model: Path) -> None:
+    model = make(tiny_model).train()
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    builder, questions = branching_questions(seed=5)
+    rows = builder.rows()
+    found = token_logps(model, rows)
+    assert (rows.trunk, read) == (19, [19, 4 * 12])
+    expected = torch.stack([plain_logp(model, *question) for question in questions])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    weights = torch.linspace(-1, 2, len(questions))
+    assert_same_gradients(gradients(model, (expected * weights).sum()), gradients(model, (found * weights).sum()))
+
+
+def test_checkpointed_layers_read_whole_rows(tiny_model: Path) -> None:
+    """They keep no keys for others to attend to."""
+    rows = branching_questions(seed=5)[0].rows()
+    plain, checkpointed = load(tiny_model).train(), load(tiny_model).train()
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    answers = [token_logps(model, rows) for model in (plain, checkpointed)]
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
+    found = [gradients(m, a.sum()) for m, a in zip((plain, checkpointed), answers, strict=True)]
+    assert_same_gradients(*found)
 
 
 def test_padding_never_matters(tiny_model: Path) -> None:
@@ -125,6 +165,8 @@ def test_prefixes_share_rows(sequences: list[Ids]) -> None:
     distinct = {ids for ids in sequences if not any(is_proper_prefix(ids, other) for other in sequences)}
     assert len(rows.ids) == len(distinct)
     assert rows.tokens == sum(map(len, distinct))
+    assert len({ids[: rows.trunk] for ids in distinct}) == 1
+    assert rows.trunk <= min(map(len, sequences)) - 1
 
 
 def is_proper_prefix(ids: Sequence[int], other: Sequence[int]) -> bool:

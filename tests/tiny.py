@@ -12,7 +12,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEXT = [
-    "Below are 12 passages, each marked with an identifier in square brackets. Order them by their relevance.",
+    "Each passage below is marked with an identifier in square brackets. Order 12 passages by their relevance.",
     "Step 1: [4]\nStep 2: [4] > [12]\nStep 3: [4] > [12] > [3]",
     "Paris is the capital of France. Berlin is the capital of Germany. Fleas live for a hundred days.",
 ]
