@@ -214,5 +214,6 @@ def to_record(row: Mapping[str, Any]) -> RankingRecord:
         query=row["query"],
         passages=tuple(Passage(**passage) for passage in row["passages"]),
         permutation=None if row["permutation"] is None else tuple(row["permutation"]),
+        choices=row["choices"],
         qrels=None if qrels is None else {judged["docid"]: judged["grade"] for judged in qrels},
     )

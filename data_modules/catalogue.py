@@ -12,7 +12,7 @@ from lit_rerank.errors import UserError
 if TYPE_CHECKING:
     from data_modules.pydocs import Split
 
-PYDOCS: dict[str, "Split"] = {"pydocs": "all", "pydocs/train": "train", "pydocs/test": "test"}
+PYDOCS: dict[str, "Split"] = {"pydocs": "all", "pydocs/train": "train", "pydocs/val": "val", "pydocs/test": "test"}
 IR_DATASETS = "ir_datasets:"
 DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "docs.jsonl", "docs.jsonl.gz")
 QUERIES = ("queries.jsonl", "queries.jsonl.gz", "queries.tsv", "queries.tsv.gz")
@@ -25,7 +25,7 @@ POSSIBLE = (
 def open_collection(name: str) -> Collection:
     """The collection called `name`.
 
-    - `pydocs`, `pydocs/train`, `pydocs/test`: the project's own.
+    - `pydocs`, `pydocs/train`, `pydocs/val`, `pydocs/test`: the project's own.
     - a directory in BEIR's layout (`corpus.jsonl`, `queries.jsonl` or `.tsv`, `qrels/test.tsv`, whose queries alone
       are taken) or in Cranfield's (`docs.jsonl`, `queries.tsv`, `qrels.txt`), gzipped or not; qrels may be absent.
     - a corpus file: documents alone.

@@ -23,16 +23,18 @@ class RankingRecord:
     Attributes:
         passages: in first-stage (or prompt) order; the one at index `i` has the identifier `i + 1`.
         permutation: the teacher's order as identifiers (1-based), best first, or None.
+        choices: only the first so many places of the permutation are known; None: all.
         qrels: judged grades by docid, or None where nothing is judged.
 
     Raises:
-        UserError: for an empty query, no passages, a repeated docid or a broken permutation.
+        UserError: for an empty query, no passages, a repeated docid, a broken permutation or broken choices.
     """
 
     qid: str
     query: str
     passages: tuple[Passage, ...]
     permutation: tuple[int, ...] | None = None
+    choices: int | None = None
     qrels: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +47,15 @@ class RankingRecord:
             raise UserError(f"query {self.qid!r} lists docid {docid!r} {count} times")
         if self.permutation is not None:
             check_permutation(self.permutation, len(self.passages), self.qid)
+        if self.choices is not None and not 1 <= self.choices <= len(self.permutation or ()):
+            raise UserError(
+                f"query {self.qid!r}: choices is {self.choices}; it counts places of the permutation, from 1 on"
+            )
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The part of the permutation that is known; nothing where there is none."""
+        return (self.permutation or ())[: self.choices]
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,14 @@ class Window:
 
     Attributes:
         permutation: the target order as identifiers (1-based) of this window, best first, or None.
+        choices: only the first so many places of the permutation are known; None: all.
     """
 
     qid: str
     query: str
     passages: tuple[Passage, ...]
     permutation: tuple[int, ...] | None = None
+    choices: int | None = None
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -67,13 +80,15 @@ class Window:
     def of(cls, record: RankingRecord, order: Sequence[int]) -> "Window":
         """The passages of `record` at the indices `order` (0-based), shown in that order.
 
-        The teacher's order of the chosen passages carries over to their new identifiers.
+        The teacher's order of the chosen passages carries over to their new identifiers, as far as it is known.
         """
-        permutation = None
+        permutation = choices = None
         if record.permutation is not None:
             identifier = {index: position for position, index in enumerate(order, start=1)}
             permutation = tuple(identifier[i - 1] for i in record.permutation if i - 1 in identifier)
-        return cls(record.qid, record.query, tuple(record.passages[i] for i in order), permutation)
+            if record.choices is not None:
+                choices = sum(i - 1 in identifier for i in record.known)
+        return cls(record.qid, record.query, tuple(record.passages[i] for i in order), permutation, choices)
 
 
 def check_permutation(permutation: Sequence[int], n: int, qid: str) -> None:

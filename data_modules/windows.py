@@ -33,10 +33,13 @@ class Augmentation:
             )
 
     def draw(self, record: RankingRecord, draw: random.Random) -> Window:
-        """A window of random passages of `record`."""
+        """A window of random passages of `record`; where only its first places are known, those are among them."""
         n = len(record.passages)
         size = draw.randint(min(self.min_size, n), min(self.max_size, n))
-        order = draw.sample(range(n), size)
+        kept = [] if record.choices is None else [i - 1 for i in record.known[:size]]
+        order = draw.sample([i for i in range(n) if i not in kept], size - len(kept))
+        if kept:
+            order = draw.sample(kept + order, size)
         return Window.of(record, order if self.shuffle else sorted(order))
 
 

@@ -161,7 +161,7 @@ class WindowEncoder:
         """The ids of prompt and target completion, and where the choices are.
 
         Args:
-            choices: trust only the first so many choices of the teacher; None: all.
+            choices: trust only the first so many choices of the teacher; None: as many as the window says.
 
         Raises:
             UserError: if the window has no target order or exceeds the context.
@@ -176,7 +176,7 @@ class WindowEncoder:
         self._check_length(window, prompt_length, len(ids) - prompt_length)
         characters = [(len(before) + start, len(before) + end) for start, end in completion.choices]
         spans = _token_spans(offsets, characters, start=prompt_length)
-        supervised = min(choices or len(window), len(window))
+        supervised = min(limit for limit in (choices, window.choices, len(window)) if limit is not None)
         return EncodedWindow(window, ids, prompt_length, self._choices(window.permutation, spans, ids), supervised)
 
     def encode_pair(self, prompt: str | Sequence[Message], chosen: str, rejected: str) -> tuple[Ids, Ids, Ids]:

@@ -14,7 +14,7 @@ from data_modules.pydocs.walk import MIN_WORDS, fresh_entries
 from data_modules.trec import Qrels, read_qrels
 from lit_rerank.errors import UserError
 
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "val", "test", "all"]
 _HERE = Path(__file__).parent
 
 
@@ -26,7 +26,7 @@ def pydocs(split: Split = "all") -> Collection:
     """
     if split not in get_args(Split):
         raise UserError(f"pydocs has no split {split!r}: choose one of {', '.join(get_args(Split))}")
-    parts = ("train", "test") if split == "all" else (split,)
+    parts = ("train", "val", "test") if split == "all" else (split,)
     queries: dict[str, str] = {}
     qrels: Qrels = {}
     for part in parts:

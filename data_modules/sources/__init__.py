@@ -4,6 +4,7 @@ from data_modules.sources.candidates import CandidatesSource
 from data_modules.sources.conversations import ConversationsSource
 from data_modules.sources.irds import IrDatasetsSource
 from data_modules.sources.own import JsonlSource
+from data_modules.sources.practice import JudgedSource, MixedSource, PointingSource
 from data_modules.sources.preferences import PairsSource, PreferencePair
 from data_modules.sources.rank_gpt import RankGPTSource
 from data_modules.sources.rank_llm import RankLLMSource
@@ -15,7 +16,10 @@ __all__ = [
     "ConversationsSource",
     "IrDatasetsSource",
     "JsonlSource",
+    "JudgedSource",
+    "MixedSource",
     "PairsSource",
+    "PointingSource",
     "PreferencePair",
     "RankGPTSource",
     "RankLLMSource",

@@ -15,6 +15,7 @@ from data_modules.sources.base import (
     existing_file,
     field,
     is_grades,
+    is_whole,
     passage,
     text,
     whole_numbers,
@@ -25,7 +26,8 @@ class JsonlSource(Source[RankingRecord]):
     """Records in the project's own layout, one object a line.
 
         {"qid": str, "query": str, "passages": [{"docid": str, "text": str, "score"?: float}, ...],
-         "permutation"?: [1-based identifiers, best first], "qrels"?: {docid: grade}}
+         "permutation"?: [1-based identifiers, best first], "choices"?: how many of these are known (all),
+         "qrels"?: {docid: grade}}
 
     Args:
         path: a `.jsonl` or `.jsonl.gz` file.
@@ -59,6 +61,7 @@ def _record(row: Row) -> RankingRecord:
         query=text(row, "query"),
         passages=each(row, "passages", passage),
         permutation=None if row.get("permutation") is None else whole_numbers(row, "permutation"),
+        choices=None if row.get("choices") is None else field(row, "choices", is_whole, "a whole number"),
         qrels=None if row.get("qrels") is None else field(row, "qrels", is_grades, "an object of whole numbers"),
     )
 
@@ -67,6 +70,8 @@ def _row(record: RankingRecord) -> Row:
     row: Row = {"qid": record.qid, "query": record.query, "passages": list(map(_passage_row, record.passages))}
     if record.permutation is not None:
         row["permutation"] = list(record.permutation)
+    if record.choices is not None:
+        row["choices"] = record.choices
     if record.qrels is not None:
         row["qrels"] = dict(record.qrels)
     return row

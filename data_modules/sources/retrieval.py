@@ -35,7 +35,7 @@ class RetrievalSource(Source[RankingRecord]):
 
     def _ranking(self, qid: str, query: str, passages: tuple[Passage, ...]) -> RankingRecord:
         qrels = self.qrels.get(qid)
-        return RankingRecord(qid, query, passages, taught(self.teacher, qid, passages, qrels), qrels)
+        return RankingRecord(qid, query, passages, taught(self.teacher, qid, passages, qrels), qrels=qrels)
 
 
 def taught(
