@@ -1,6 +1,7 @@
 """Figures of batches and processes put together: trec_eval's measures as a torchmetrics Metric, and weighted means."""
 
 import hashlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -107,6 +108,16 @@ def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Means over queries of what `per_query` returns."""
     names = next(iter(scores.values()), {})
     return {name: sum(query[name] for query in scores.values()) / len(scores) for name in names}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over queries, by the bootstrap (BCa, 9,999 resamples, the same each time)."""
+    from scipy.stats import bootstrap
+
+    if len(set(values)) < 2:
+        return (values[0], values[0])
+    found = bootstrap((values,), statistics.fmean, vectorized=False, rng=0).confidence_interval
+    return (float(found.low), float(found.high))
 
 
 def parse_measure(name: str) -> Any:

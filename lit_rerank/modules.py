@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -29,18 +29,20 @@ Example = TypeVar("Example", EncodedWindow, PreferenceExample)
 
 @dataclass
 class OptimizerSettings:
-    """AdamW with linear warm-up and cosine decay to zero, over all steps of the run.
+    """AdamW with linear warm-up, over all steps of the run.
 
     Attributes:
         lr: peak learning rate.
         weight_decay: decoupled.
         warmup: share of all steps.
+        schedule: what follows it: decay to zero (`cosine`, `linear`), or none (`constant`).
         betas: decay of the first and second moment.
     """
 
     lr: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
@@ -160,7 +162,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self._log_step(figures)
 
     def configure_optimizers(self) -> Any:
-        from transformers import get_cosine_schedule_with_warmup
+        from transformers import get_scheduler
 
         settings = self.optimizer
         optimizer = torch.optim.AdamW(
@@ -173,7 +175,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
             )
         # This has set up the loader before a resumed run could tell where its epoch stood; it is to be set up again.
         self.trainer.fit_loop._combined_loader = None
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.warmup * steps), int(steps))
+        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+        schedule = get_scheduler(name, optimizer, round(settings.warmup * steps), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # -- validation, test, predict --------------------------------------------------------------------------------

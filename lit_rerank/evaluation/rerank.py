@@ -3,6 +3,7 @@
 What needs torch is imported by the functions that use it: `--help` reads this module's signatures alone.
 """
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,6 +40,7 @@ def rerank_candidates(
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
     queries: int | None = None,
+    shuffle: int | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     batch_size: int = 8,
     dtype: DType = "auto",
@@ -66,6 +68,7 @@ def rerank_candidates(
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         queries: only the first so many queries.
+        shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         measures: by ir-measures' names.
         batch_size: windows generated at a time.
         dtype: of the weights.
@@ -105,11 +108,11 @@ def rerank_candidates(
         trust_remote_code=trust_remote_code,
     )
     started = time.perf_counter()
-    rankings = _with_progress(records, reranker)
+    rankings = with_progress(records if shuffle is None else shuffled(records, shuffle), reranker)
     seconds = time.perf_counter() - started
     write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
     result = {
-        **_measured(rankings, parsed),
+        **_measured(rankings, records, parsed),
         "queries": len(records),
         "judged_queries": judged,
         "windows": sum(len(ranking.decoded) for ranking in rankings),
@@ -137,7 +140,15 @@ def _lists(
     return records
 
 
-def _with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":
+def shuffled(records: Sequence[RankingRecord], seed: int) -> list[RankingRecord]:
+    """The same candidates in random order."""
+    return [
+        replace(r, passages=tuple(random.Random(f"{seed}/{r.qid}").sample(r.passages, len(r.passages))))
+        for r in records
+    ]
+
+
+def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":
     from lit_rerank.reranker import rerank
 
     total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
@@ -149,17 +160,20 @@ def _with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "l
         return rerank(records, decode, reranker.sliding)
 
 
-def _measured(rankings: "Sequence[Ranking]", measures: Sequence[Any]) -> dict[str, float]:
+def in_first_stage_order(records: Sequence[RankingRecord]) -> dict[str, list[tuple[str, float]]]:
+    """The run of lists as they are."""
+    return {r.qid: [(passage.docid, -float(rank)) for rank, passage in enumerate(r.passages)] for r in records}
+
+
+def _measured(
+    rankings: "Sequence[Ranking]", records: Sequence[RankingRecord], measures: Sequence[Any]
+) -> dict[str, float]:
     """Means over the judged queries of the reranked lists and of the first stage's own order."""
     from lit_rerank.metrics import means, per_query
 
-    judged = {r.record.qid: r.record.qrels for r in rankings if r.record.qrels}
+    judged = {record.qid: record.qrels for record in records if record.qrels}
     if not judged:
         return {}
     reranked = {ranking.record.qid: ranking.run for ranking in rankings}
-    first_stage = {
-        ranking.record.qid: [(passage.docid, -float(rank)) for rank, passage in enumerate(ranking.record.passages)]
-        for ranking in rankings
-    }
-    first = means(per_query(first_stage, judged, measures))
+    first = means(per_query(in_first_stage_order(records), judged, measures))
     return {**means(per_query(reranked, judged, measures)), **{f"first_stage.{name}": v for name, v in first.items()}}

@@ -1,0 +1,196 @@
+"""`make quickstart`: teach the small LLM to rank, from pointing practice to DPO, and see what it has learned.
+
+The trainings are the recipes configs/recipes/pydocs.*.yaml by the commands that these open with. Everything lands in
+runs/quickstart.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_modules.catalogue import open_collection
+from data_modules.first_stage import Bm25
+from data_modules.records import RankingRecord, Window
+from data_modules.sources import JudgedSource
+from data_modules.trec import write_run
+from lit_rerank.evaluation.rerank import in_first_stage_order, shuffled, with_progress
+from lit_rerank.metrics import interval, parse_measure, per_query
+from lit_rerank.reranker import Reranker, SlidingWindow
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "models/smollm2-135m-instruct"
+RUNS = Path("runs/quickstart")
+STAGES = ("pointing", "sft", "dpo")
+SLIDING = SlidingWindow(window=5, stride=3, depth=8)
+MEASURES = ("nDCG@10", "RR@10")
+SEED = 0
+
+
+def main() -> None:
+    started = time.perf_counter()
+    if RUNS.exists():
+        print(f"{RUNS} holds an earlier quickstart: it is removed")
+        shutil.rmtree(RUNS)
+    for stage in STAGES:
+        train(stage)
+    records = Bm25(open_collection("pydocs/test")).search(open_collection("pydocs/test").queries, SLIDING.depth)
+    windows = [Window.of(r, range(len(r.passages))) for r in JudgedSource("pydocs/val", 96, 5, 5)]
+    systems = {"first_stage": ranking_figures("first_stage", in_first_stage_order(records), records)}
+    for name, adapter in {"base": None, "sft": RUNS / "sft/adapter", "dpo": RUNS / "dpo/adapter"}.items():
+        systems[name] = evaluate(name, adapter, records, windows)
+    summary = {**systems, "queries": len(records), "seconds": round(time.perf_counter() - started)}
+    (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw_curves(RUNS / "learning_curves.png")
+    to_tensorboard(systems)
+    show(systems, summary["seconds"])
+
+
+def train(stage: str) -> None:
+    """Run the command that the recipe opens with, in this quickstart's folders."""
+    recipe = ROOT / "configs" / "recipes" / f"pydocs.{stage}.yaml"
+    command = recipe.read_text().splitlines()[0].removeprefix("# python ").replace("runs/pydocs.", f"{RUNS}/")
+    print(f"\n== {stage}: python {command}\n", flush=True)
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+
+
+def evaluate(
+    name: str, adapter: Path | None, records: Sequence[RankingRecord], windows: Sequence[Window]
+) -> dict[str, Any]:
+    """All figures of one model; its run is written."""
+    from lit_rerank.retention import mmlu_smoke
+
+    print(f"\n== evaluation: {name}\n", flush=True)
+    reranker = Reranker.from_pretrained(
+        MODEL,
+        None if adapter is None else str(adapter),
+        format="chain",
+        max_passage_tokens=40,
+        repeat_identifier=True,
+        sliding=SLIDING,
+        dtype="bfloat16",
+    )
+    rankings = with_progress(shuffled(records, SEED), reranker)
+    decoded = [decoded for ranking in rankings for decoded in ranking.decoded]
+    model, encoder = reranker.generator.model, reranker.generator.encoder
+    return {
+        **ranking_figures(name, {ranking.record.qid: ranking.run for ranking in rankings}, records),
+        "malformed_generate": sum(one.parsed.malformed for one in decoded) / len(decoded),
+        "generated_windows": len(decoded),
+        **choice_figures(model, encoder, windows),
+        "mmlu_smoke": mmlu_smoke(model, encoder.tokenizer)["acc"],
+    }
+
+
+def ranking_figures(
+    name: str, run: Mapping[str, Sequence[tuple[str, float]]], records: Sequence[RankingRecord]
+) -> dict[str, Any]:
+    write_run(run, RUNS / f"{name}.run.txt", tag=name)
+    scores = per_query(run, {r.qid: r.qrels or {} for r in records}, [parse_measure(m) for m in MEASURES])
+    columns = {measure: [query[measure] for query in scores.values()] for measure in MEASURES}
+    return {
+        **{measure: sum(values) / len(values) for measure, values in columns.items()},
+        "nDCG@10_interval": interval(columns["nDCG@10"]),
+    }
+
+
+def choice_figures(model: Any, encoder: Any, windows: Sequence[Window]) -> dict[str, float]:
+    """Means over windows: loss of the first choice among the identifiers, beside that of guessing."""
+    import torch
+
+    from lit_rerank.scoring import token_logps
+    from lit_rerank.targets import SFTTargets
+
+    losses = []
+    for start in range(0, len(windows), 16):
+        batch = [encoder.encode(window) for window in windows[start : start + 16]]
+        targets = SFTTargets.build(batch, model.device)
+        with torch.no_grad():
+            loss = targets.loss(token_logps(model, targets.rows), normalise=True)
+        losses.append((float(loss.choice), targets.no_skill, float(loss.accuracy), len(batch)))
+    total = sum(count for *_, count in losses)
+    choice, no_skill, accuracy = (sum(row[i] * row[3] for row in losses) / total for i in range(3))
+    return {"choice_loss": choice, "no_skill": no_skill, "choice_accuracy": accuracy}
+
+
+def draw_curves(path: Path) -> None:
+    """What each training learned, against the windows of training it has seen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for axis, stage in zip(axes, STAGES, strict=True):
+        rows = [json.loads(line) for line in (RUNS / stage / "metrics.jsonl").read_text().splitlines()]
+        names = ("choice_loss", "no_skill") if stage != "dpo" else ("rewards/accuracy",)
+        for name in names:
+            for split, style in (("train", "-"), ("val", "o--")):
+                points = [(row["step"], row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
+                if points and not (name == "no_skill" and split == "train" and stage == "sft"):
+                    axis.plot(*zip(*points, strict=True), style, label=f"{split}/{name}", alpha=0.8)
+        axis.set(title=stage, xlabel="optimizer steps", ylim=(0, None))
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def to_tensorboard(systems: Mapping[str, Mapping[str, Any]]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(RUNS)) as writer:
+        for name, figures in systems.items():
+            for figure, value in figures.items():
+                if isinstance(value, float):
+                    writer.add_scalar(f"quickstart/{figure}/{name}", value)
+
+
+def show(systems: Mapping[str, Mapping[str, Any]], seconds: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "",
+        "nDCG@10",
+        "95 % interval",
+        "RR@10",
+        "malformed",
+        "choice loss (no skill)",
+        "MMLU smoke",
+        caption=(
+            f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own); {seconds / 60:.0f} "
+            "minutes in all. So short a training shows that the model learns to find the passage that answers. It does "
+            "not show which method ranks best: the intervals are wide, the questions few and the model small."
+        ),
+    )
+    for name, row in systems.items():
+        low, high = row["nDCG@10_interval"]
+        cells = [name, f"{row['nDCG@10']:.4f}", f"{low:.3f} .. {high:.3f}", f"{row['RR@10']:.4f}"]
+        if "choice_loss" in row:
+            cells += [
+                f"{row['malformed_generate']:.1%}",
+                f"{row['choice_loss']:.3f} ({row['no_skill']:.3f})",
+                f"{row['mmlu_smoke']:.3f}",
+            ]
+        table.add_row(*cells)
+    Console().print(table)
+    print(
+        f"""
+Figures: {RUNS}/summary.json   curves: {RUNS}/learning_curves.png   runs: {RUNS}/*.run.txt
+
+What next?
+  make tensorboard                                   the curves of the three trainings
+  .venv/bin/python evaluate.py rerank --model {MODEL} --adapter {RUNS}/dpo/adapter \\
+      --first_stage bm25 --collection pydocs/test --depth 8 --window 5 --stride 3 --run my.run.txt --metrics my.json
+  make test                                          prove the installation
+  make train-pydocs                                  the same for hours
+Your own data and one GPU: README.md"""
+    )
+
+
+if __name__ == "__main__":
+    main()
