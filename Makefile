@@ -11,10 +11,10 @@ MODEL := models/smollm2-135m-instruct
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model lint test tensorboard wheel clean
+.PHONY: help setup model quickstart train-pydocs lint test tensorboard wheel clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Create .venv and install the project into it, editable, at the tested versions
 
@@ -34,6 +34,12 @@ model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM 
 # again when .venv changes.
 $(MODEL)/config.json: | $(STAMP)
 	$(BIN)/python scripts/convert_gguf.py $(MODEL)
+
+quickstart: $(STAMP) $(MODEL)/config.json ## See the small LLM learn to rank: runs/quickstart (2 cores: below 25 minutes)
+	$(BIN)/python -m scripts.quickstart
+
+train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours: learning curves in runs/train-pydocs
+	$(BIN)/python -m scripts.train_pydocs
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """What every source yields and every consumer takes: a ranking record, and a window drawn from it."""
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_rerank.errors import UserError
 
@@ -56,6 +57,11 @@ class RankingRecord:
     def known(self) -> tuple[int, ...]:
         """The part of the permutation that is known; nothing where there is none."""
         return (self.permutation or ())[: self.choices]
+
+    def shuffled(self, seed: int) -> "RankingRecord":
+        """The same candidates in random order, a function of `seed` and qid; what a teacher said is left out."""
+        passages = random.Random(f"{seed}/{self.qid}").sample(self.passages, len(self.passages))
+        return replace(self, passages=tuple(passages), permutation=None, choices=None)
 
 
 @dataclass(frozen=True)

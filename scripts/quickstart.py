@@ -5,25 +5,19 @@ runs/quickstart.
 """
 
 import json
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_modules.catalogue import open_collection
-from data_modules.first_stage import Bm25
 from data_modules.records import RankingRecord, Window
-from data_modules.sources import JudgedSource
+from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
-from lit_rerank.evaluation.rerank import in_first_stage_order, shuffled, with_progress
+from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.metrics import interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow
+from scripts.pydocs_recipes import curve, start_anew, train
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/quickstart")
 STAGES = ("pointing", "sft", "dpo")
@@ -34,29 +28,20 @@ SEED = 0
 
 def main() -> None:
     started = time.perf_counter()
-    if RUNS.exists():
-        print(f"{RUNS} holds an earlier quickstart: it is removed")
-        shutil.rmtree(RUNS)
+    start_anew(RUNS)
     for stage in STAGES:
-        train(stage)
-    records = Bm25(open_collection("pydocs/test")).search(open_collection("pydocs/test").queries, SLIDING.depth)
+        train(stage, RUNS)
+    records = list(SearchedSource("pydocs/test", depth=SLIDING.depth))
     windows = [Window.of(r, range(len(r.passages))) for r in JudgedSource("pydocs/val", 96, 5, 5)]
     systems = {"first_stage": ranking_figures("first_stage", in_first_stage_order(records), records)}
     for name, adapter in {"base": None, "sft": RUNS / "sft/adapter", "dpo": RUNS / "dpo/adapter"}.items():
         systems[name] = evaluate(name, adapter, records, windows)
-    summary = {**systems, "queries": len(records), "seconds": round(time.perf_counter() - started)}
+    seconds = round(time.perf_counter() - started)
+    summary = {**systems, "queries": len(records), "seconds": seconds}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_curves(RUNS / "learning_curves.png")
     to_tensorboard(systems)
-    show(systems, summary["seconds"])
-
-
-def train(stage: str) -> None:
-    """Run the command that the recipe opens with, in this quickstart's folders."""
-    recipe = ROOT / "configs" / "recipes" / f"pydocs.{stage}.yaml"
-    command = recipe.read_text().splitlines()[0].removeprefix("# python ").replace("runs/pydocs.", f"{RUNS}/")
-    print(f"\n== {stage}: python {command}\n", flush=True)
-    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    show(systems, seconds)
 
 
 def evaluate(
@@ -75,7 +60,7 @@ def evaluate(
         sliding=SLIDING,
         dtype="bfloat16",
     )
-    rankings = with_progress(shuffled(records, SEED), reranker)
+    rankings = with_progress([record.shuffled(SEED) for record in records], reranker)
     decoded = [decoded for ranking in rankings for decoded in ranking.decoded]
     model, encoder = reranker.generator.model, reranker.generator.encoder
     return {
@@ -127,11 +112,10 @@ def draw_curves(path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for axis, stage in zip(axes, STAGES, strict=True):
-        rows = [json.loads(line) for line in (RUNS / stage / "metrics.jsonl").read_text().splitlines()]
         names = ("choice_loss", "no_skill") if stage != "dpo" else ("rewards/accuracy",)
         for name in names:
             for split, style in (("train", "-"), ("val", "o--")):
-                points = [(row["step"], row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
+                points = curve(RUNS / stage, f"{split}/{name}")
                 if points and not (name == "no_skill" and split == "train" and stage == "sft"):
                     axis.plot(*zip(*points, strict=True), style, label=f"{split}/{name}", alpha=0.8)
         axis.set(title=stage, xlabel="optimizer steps", ylim=(0, None))

@@ -8,6 +8,7 @@ from data_modules.sources.practice import JudgedSource, MixedSource, PointingSou
 from data_modules.sources.preferences import PairsSource, PreferencePair
 from data_modules.sources.rank_gpt import RankGPTSource
 from data_modules.sources.rank_llm import RankLLMSource
+from data_modules.sources.searched import SearchedSource
 from data_modules.sources.teacher_windows import TeacherWindowsSource
 from data_modules.sources.trec_run import TrecSource
 
@@ -23,6 +24,7 @@ __all__ = [
     "PreferencePair",
     "RankGPTSource",
     "RankLLMSource",
+    "SearchedSource",
     "TeacherWindowsSource",
     "TrecSource",
 ]

@@ -3,7 +3,6 @@
 What needs torch is imported by the functions that use it: `--help` reads this module's signatures alone.
 """
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,8 +106,9 @@ def rerank_candidates(
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
     )
+    shown = records if shuffle is None else [record.shuffled(shuffle) for record in records]
     started = time.perf_counter()
-    rankings = with_progress(records if shuffle is None else shuffled(records, shuffle), reranker)
+    rankings = with_progress(shown, reranker)
     seconds = time.perf_counter() - started
     write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
     result = {
@@ -138,14 +138,6 @@ def _lists(
     if not records:
         raise UserError(f"{candidates or collection} holds no query")
     return records
-
-
-def shuffled(records: Sequence[RankingRecord], seed: int) -> list[RankingRecord]:
-    """The same candidates in random order."""
-    return [
-        replace(r, passages=tuple(random.Random(f"{seed}/{r.qid}").sample(r.passages, len(r.passages))))
-        for r in records
-    ]
 
 
 def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":

@@ -1,0 +1,32 @@
+"""The trainings on pydocs, as their recipes' own commands."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
+
+
+def start_anew(runs: Path) -> None:
+    """An earlier run's folder is removed."""
+    if runs.exists():
+        print(f"{runs} holds an earlier run: it is removed", flush=True)
+        shutil.rmtree(runs)
+
+
+def train(recipe: str, runs: Path, *overrides: str) -> None:
+    """Run the command that configs/recipes/pydocs.{recipe}.yaml opens with, in folders under `runs`."""
+    command = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
+    words = [*shlex.split(command.replace("runs/pydocs.", f"{runs}/")), *overrides]
+    print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
+    subprocess.run([sys.executable, *words], check=True)
+
+
+def curve(run: Path, figure: str) -> list[tuple[int, float]]:
+    """(optimizer step, value) of a figure that the run has logged."""
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[figure]) for row in rows if figure in row]

@@ -1,0 +1,65 @@
+"""`make train-pydocs`: SFT on pydocs for hours, after pointing practice and without it.
+
+The learning curves of both land in runs/train-pydocs: does the model pass BM25, and after how many windows?
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_modules.sources import SearchedSource
+from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.metrics import means, parse_measure, per_query
+from scripts.pydocs_recipes import curve, start_anew, train
+
+RUNS = Path("runs/train-pydocs")
+MEASURE = "nDCG@10"
+BATCH, PRACTICE = 8, 840  # windows: of a step, and of all the practice
+
+
+def main() -> None:
+    start_anew(RUNS)
+    train("pointing", RUNS)
+    runs = {"with practice": RUNS / "with_practice", "without": RUNS / "without_practice"}
+    train("hours", RUNS, f"--trainer.default_root_dir={runs['with practice']}")
+    report(runs)
+    train("hours", RUNS, f"--trainer.default_root_dir={runs['without']}", "--model.init_args.backbone.adapter=null")
+    report(runs)
+
+
+def report(runs: Mapping[str, Path]) -> None:
+    """The curves so far, as JSON and as a picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bm25 = first_stage()
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, run in runs.items():
+        if not run.exists():
+            continue
+        before = PRACTICE if name == "with practice" else 0
+        for axis, figure_name in zip(axes, (f"val/{MEASURE}", "val/choice_loss"), strict=True):
+            points = [(before + BATCH * step, value) for step, value in curve(run, figure_name)]
+            curves.setdefault(name, {})[figure_name] = points
+            axis.plot(*zip(*points, strict=True), "o-", label=name)
+            axis.set(xlabel="windows seen", title=figure_name)
+    axes[0].axhline(bm25, color="grey", linestyle=":", label="BM25's own order")
+    axes[0].legend()
+    axes[1].legend()
+    figure.savefig(RUNS / "learning_curves.png", dpi=120)
+    (RUNS / "curves.json").write_text(json.dumps({"bm25": bm25, **curves}, indent=2) + "\n")
+    print(f"curves: {RUNS}/learning_curves.png and curves.json; BM25's {MEASURE}: {bm25:.4f}", flush=True)
+
+
+def first_stage() -> float:
+    """BM25's own order of the lists that validation reranks."""
+    records = list(SearchedSource("pydocs/val", depth=8))
+    qrels = {record.qid: record.qrels or {} for record in records}
+    return means(per_query(in_first_stage_order(records), qrels, [parse_measure(MEASURE)]))[MEASURE]
+
+
+if __name__ == "__main__":
+    main()
