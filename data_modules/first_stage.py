@@ -20,10 +20,11 @@ class FirstStage(Protocol):
 
 
 class Bm25:
-    """BM25 as Lucene scores it, over title and text: Porter stems of words of two characters or more, no stop words.
+    """BM25 as Lucene scores it, over title and text, on the Porter stems of words of two characters or more.
 
-    A document that shares no word with the query scores 0. Ties stand in trec_eval's order (docid descending), so
-    that a run written from the lists is measured as it stands.
+    Lucene's 33 English stop words ("the", "of", "not", ...) are left out of documents and queries. A document that
+    shares no other word with the query scores 0. Ties stand in trec_eval's order (docid descending), so that a run
+    written from the lists is measured as it stands.
 
     Args:
         collection: what is searched; indexed once, in memory.

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 
 from data_modules.collection import Collection, Document
 from data_modules.pydocs.cut import passages, split_paragraphs
-from data_modules.pydocs.walk import MIN_WORDS, fresh_entries
+from data_modules.pydocs.walk import MIN_WORDS, Entry, fresh_entries
 from data_modules.trec import Qrels, read_qrels
 from lit_rerank.errors import UserError
 
 Split = Literal["train", "val", "test", "all"]
+MAX_TITLE = 48  # characters of a name with its signature: a small model reads the first tokens of a passage only
 _HERE = Path(__file__).parent
 
 
@@ -41,14 +42,20 @@ def documents() -> MappingProxyType[str, Document]:
     modules = (_HERE / "modules.txt").read_text(encoding="utf-8").split()
     found: dict[str, Document] = {}
     for entry in fresh_entries(modules):
-        found |= _numbered(entry.name, f"{entry.name}{entry.signature}", entry.doc)
+        found |= _numbered(entry.name, _title(entry), entry.doc)
     for topic, text in sorted(_topics().items()):
         found |= _numbered(f"topic:{topic}", f"topic:{topic}", text)
     return MappingProxyType(found)
 
 
+def _title(entry: Entry) -> str:
+    """`str.join(iterable, /)`, or `shutil.copytree` where the signature makes it long."""
+    title = f"{entry.name}{entry.signature}"
+    return title if len(title) <= MAX_TITLE else entry.name
+
+
 def _numbered(name: str, title: str, text: str) -> dict[str, Document]:
-    """The signature stands on the first passage only."""
+    """The title stands on the first passage, the name alone on the others."""
     cut = [
         Document(name if i == 1 else f"{name}#{i}", passage, title if i == 1 else name)
         for i, passage in enumerate(passages(text), start=1)

@@ -94,7 +94,7 @@ def signature(value: Any) -> str:
         return ""
     try:
         parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):  # the last: CPython 3.13 at select.poll.register's default
         return ""
     plain = [
         p.replace(annotation=p.empty, default=p.default if _is_simple(p.default) else ...)
