@@ -12,7 +12,6 @@ from collections.abc import Collection as Container
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_modules.catalogue import open_collection
 from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25
 from data_modules.records import Passage, RankingRecord
@@ -96,6 +95,8 @@ class PracticeSource(Source[RankingRecord]):
         super().__init__()
         if windows < 1 or not 2 <= min_size <= max_size:
             raise UserError(f"windows {windows} must be at least 1, and sizes {min_size}..{max_size} go from 2 up")
+        from data_modules.catalogue import open_collection  # which itself imports the sources
+
         self.collection = open_collection(collection)
         if max_size > len(self.collection.documents):
             raise UserError(f"{collection} holds {len(self.collection.documents)} documents, max_size is {max_size}")
@@ -164,6 +165,8 @@ class PointingSource(PracticeSource):
         min_words: int = 12,
         seed: int = 0,
     ) -> None:
+        from data_modules.catalogue import open_collection
+
         super().__init__(collection, windows, min_size, max_size, negatives, seed)
         self.queries, self.shown_words = queries or Queries(), shown_words
         held_out = set().union(*(answering(open_collection(name)) for name in exclude))
