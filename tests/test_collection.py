@@ -97,12 +97,12 @@ def test_an_unknown_name_is_answered_with_what_is_possible(
     with pytest.raises(UserError) as raised:
         open_collection(name)
     said = str(raised.value)
-    assert said.startswith(f"there is no collection {name!r}; possible are pydocs, pydocs/train, pydocs/test, ")
+    assert said.startswith(f"there is no collection {name!r}; possible are pydocs, pydocs/train, pydocs/val, ")
     assert "ir_datasets:ID" in said
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("name", ["pydocs", "pydocs/train", "pydocs/test"])
+@pytest.mark.parametrize("name", ["pydocs", "pydocs/train", "pydocs/val", "pydocs/test"])
 def test_pydocs(name: str) -> None:
     pytest.importorskip("data_modules.pydocs")
     collection = open_collection(name)

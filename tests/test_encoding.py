@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -236,6 +237,7 @@ def test_choices_that_are_trusted() -> None:
     assert coder.encode(shown).supervised == 5
     assert coder.encode(shown, choices=2).supervised == 2
     assert coder.encode(shown, choices=9).supervised == 5
+    assert [coder.encode(replace(shown, choices=3), choices=limit).supervised for limit in (None, 2, 4)] == [3, 2, 3]
     assert coder.encode(shown, choices=2).choices == coder.encode(shown).choices
 
 

@@ -84,6 +84,18 @@ def test_a_first_stage_retrieves_what_is_reranked(tmp_path: Path, tiny_model: Pa
     assert other["first_stage.nDCG@10"] == 1.0
 
 
+def test_lists_can_be_shown_in_random_order(tmp_path: Path, tiny_model: Path) -> None:
+    searched = ["--first_stage", "bm25", "--collection", str(write_collection(tmp_path / "fleas")), "--depth", "6"]
+    orders, measured = [], []
+    for shuffle in ([], ["--shuffle", "1"], ["--shuffle", "1"], ["--shuffle", "2"]):
+        measured.append(rerank(tmp_path, tiny_model, None, *searched, *shuffle)["first_stage.nDCG@10"])
+        orders.append([docid for docid, _ in read_run(tmp_path / "out" / "run.txt")["q1"]])
+    assert orders[1] == orders[2]
+    assert len({tuple(order) for order in orders}) == 3  # an untrained model leaves the lists as they are
+    assert len({frozenset(order) for order in orders}) == 1
+    assert len(set(measured)) == 1  # the first stage is measured in its own order
+
+
 PASSAGES = [{"docid": f"d{i}", "text": f"passage {i}"} for i in range(3)]
 REQUEST = {"query": {"text": "Q", "qid": "q1"}, "candidates": [{"docid": "d0", "score": 1.0, "doc": {"text": "T"}}]}
 

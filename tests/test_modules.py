@@ -317,6 +317,16 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", [1.0, 1.0, 1.0]), ("linear", [1.0, 2 / 3, 1 / 3])])
+def test_other_schedules(
+    tiny_model: Path, tmp_path: Path, windows: list[EncodedWindow], schedule: Any, expected: list[float]
+) -> None:
+    module = sft(tiny_model, optimizer=OptimizerSettings(lr=1e-3, warmup=0.25, schedule=schedule))
+    seen = LearningRates()
+    fit(module, tmp_path, cut(windows, 3), max_epochs=-1, max_steps=4, callbacks=[seen])
+    assert seen.rates == pytest.approx([0.0, *(1e-3 * share for share in expected)])
+
+
 def test_training_without_end_is_refused(tiny_model: Path, tmp_path: Path, windows: list[EncodedWindow]) -> None:
     with pytest.raises(UserError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
         fit(sft(tiny_model), tmp_path, cut(windows, 1), max_epochs=-1, max_steps=-1)

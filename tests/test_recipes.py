@@ -97,6 +97,8 @@ def test_the_recipe_trains(folder: Path, tiny_model: Path, recipe: Path) -> None
     assert json.loads((left / "lit_rerank.json").read_text())["format"] == expected
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.name.partition(".")[0] not in OTHERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if r.name.partition(".")[0] not in OTHERS], ids=lambda path: path.stem
+)
 def test_what_was_not_run_says_so(recipe: Path) -> None:
     assert "# Not run here: no GPU." in recipe.read_text()

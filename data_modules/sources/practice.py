@@ -130,6 +130,11 @@ class PracticeSource(Source[RankingRecord]):
                 break
             if docid not in answer.kept_out and _object(docid) != _object(answer.passage.docid):
                 chosen.setdefault(docid, self.collection.documents[docid].passage)
+        if len(chosen) < size:
+            raise UserError(
+                f"{self.collection.name}: only {len(chosen) - 1} documents can stand beside {answer.passage.docid} in "
+                f"a window of {size} passages; lower max_size"
+            )
         passages = list(chosen.values())
         draw.shuffle(passages)
         first = passages.index(answer.passage) + 1

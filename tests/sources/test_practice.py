@@ -44,6 +44,13 @@ def small(tmp_path: Path) -> str:
     return str(write_lines(tmp_path / "corpus.jsonl", *rows))
 
 
+def test_a_collection_that_cannot_fill_a_window_is_refused(tmp_path: Path) -> None:
+    rows = [{"_id": docid, "text": text(i)} for i, docid in enumerate(("a", "a#2", "b"))]
+    source = PointingSource(str(write_lines(tmp_path / "corpus.jsonl", *rows)), windows=5, min_size=3, max_size=3)
+    with pytest.raises(UserError, match="documents can stand beside"):
+        list(source)
+
+
 def chosen(record: RankingRecord) -> Passage:
     assert record.choices == 1
     assert record.permutation
