@@ -84,12 +84,12 @@ class RerankCLI(LightningCLI):
         folder = self._get(self.config_init, "trainer.default_root_dir")
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = [TensorBoardLogger(folder, name="", version=""), JsonLinesLogger(folder)]
+        own = list(self._get(self.config_init, "trainer.callbacks") or [])  # Lightning adds its own to that list
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             hint = " Here is none: pass --trainer.accelerator cpu" if "backend found" in str(error) else ""
             raise UserError(f"trainer: {error}{hint}") from error
-        own: Any = self._get(self.config_init, "trainer.callbacks") or []
         bar: Any = trainer.progress_bar_callback
         if bar is not None and not any(isinstance(callback, ProgressBar) for callback in own):
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

@@ -71,7 +71,7 @@ def test_wheel_holds_all_modules_of_both_packages(wheel: Path) -> None:
 def test_wheel_holds_the_data_files(wheel: Path) -> None:
     folder = ROOT / "data_modules" / "pydocs"
     files = {str(file.relative_to(ROOT)) for file in folder.iterdir() if file.suffix in (".txt", ".tsv", ".md")}
-    assert len(files) == 6
+    assert len(files) == 8
     assert files <= names_in(wheel)
 
 

@@ -15,9 +15,15 @@ from tests.training import command, train_in, write_data
 LINE = re.compile(r"^epoch \d+, step \d+/\d+, \d:\d\d:\d\d elapsed, \d:\d\d:\d\d left", re.MULTILINE)
 
 
-def test_a_log_gets_lines_and_no_bar(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+CALLBACK = ("--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss")
+
+
+@pytest.mark.parametrize("callbacks", [(), CALLBACK], ids=["none of the user's", "one of the user's"])
+def test_a_log_gets_lines_and_no_bar(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], callbacks: tuple[str, ...]
+) -> None:
     write_data(tmp_path)
-    args = command("sft", "lora", "permutations", "run", "--trainer.max_epochs=2", model=tiny_model)
+    args = command("sft", "lora", "permutations", "run", "--trainer.max_epochs=2", *callbacks, model=tiny_model)
     args.remove("--trainer.enable_progress_bar=false")
     train_in(tmp_path, args)
     said = capsys.readouterr().out

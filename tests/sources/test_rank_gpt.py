@@ -25,7 +25,7 @@ def source(folder: Path, rows: list[Any], responses: list[Any], **options: Any) 
 def test_responses_order_the_passages_of_their_query(tmp_path: Path) -> None:
     one, two = source(tmp_path, [query("Q", "a", 2, "c"), b"", query("R", "d", "e")], ["[2] > [3] > [1]", "2 > 1"])
     passages = (Passage("a", "text a"), Passage("2", "text 2"), Passage("c", "text c"))
-    assert one == RankingRecord("1", "Q", passages, (2, 3, 1), {"a": 1})
+    assert one == RankingRecord("1", "Q", passages, (2, 3, 1), qrels={"a": 1})
     assert (two.qid, two.permutation) == ("2", (2, 1))
 
 
