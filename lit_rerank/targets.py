@@ -24,7 +24,8 @@ class SFTLoss:
         choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that
             remain; comparable with `no_skill`.
         choice_nll: the same with p over the whole vocabulary.
-        rest: mean over windows and the completion's other tokens of -log p(token).
+        rest: mean over windows and the completion's other tokens of -log p(token); where a choice is not supervised,
+            of -log p(a token that leads to any identifier that remains).
         accuracy: share of the supervised choices at which the model would choose the teacher's identifier: each of
             its tokens is the likeliest of those allowed (of equals, none is).
     """
@@ -41,7 +42,8 @@ class SFTTargets:
     """The completions of a batch of windows. T supervised tokens, C of them belong to choices, N choices.
 
     Attributes:
-        token: (T,) which answers are the completions' tokens.
+        right: (T, most) which answers are right in the place of each of the completions' tokens: the token's own, or
+            where the choice is not supervised all that are allowed; -1 for none.
         window: (T,) the window of each.
         choice_token: (C,) which of the T tokens belong to a choice.
         choice: (C,) the choice of each; choices are numbered through the batch.
@@ -51,7 +53,7 @@ class SFTTargets:
     """
 
     rows: Rows
-    token: Tensor
+    right: Tensor
     window: Tensor
     choice_token: Tensor
     choice: Tensor
@@ -66,7 +68,7 @@ class SFTTargets:
     @classmethod
     def build(cls, batch: Sequence[EncodedWindow], device: Device = "cpu") -> "SFTTargets":
         builder = RowsBuilder()
-        token: list[int] = []
+        right: list[list[int]] = []
         choice_window: list[int] = []
         window, choice_token, choice = [], [], []
         allowed: list[list[int]] = []
@@ -77,21 +79,22 @@ class SFTTargets:
             first_choice = len(choice_window)
             choice_window += [number] * len(trusted)
             for position in range(encoded.prompt_length, len(encoded.ids)):
+                answers = [builder.ask(sequence, position, encoded.ids[position])]
                 rank = rank_at.get(position)
-                if rank is not None and rank >= encoded.supervised:
-                    continue
-                answer = builder.ask(sequence, position, encoded.ids[position])
                 if rank is not None:
                     place = encoded.choices[rank]
                     others = [t for t in place.allowed[position - place.start] if t != encoded.ids[position]]
-                    choice_token.append(len(token))
+                    answers += [builder.ask(sequence, position, t) for t in others]
+                if rank is not None and rank < encoded.supervised:
+                    choice_token.append(len(right))
                     choice.append(first_choice + rank)
-                    allowed.append([answer, *(builder.ask(sequence, position, t) for t in others)])
-                token.append(answer)
+                    allowed.append(answers)
+                    answers = answers[:1]
+                right.append(answers)
                 window.append(number)
         return cls(
             rows=builder.rows(device),
-            token=torch.tensor(token, device=device),
+            right=_padded(right, device),
             window=torch.tensor(window, device=device),
             choice_token=torch.tensor(choice_token, device=device),
             choice=torch.tensor(choice, device=device),
@@ -108,7 +111,7 @@ class SFTTargets:
             choice_weight: weight of a choice's tokens; the others weigh 1.
             normalise: take the probability of a choice's token over the tokens allowed there, not the vocabulary.
         """
-        nll = -logps[self.token]
+        nll = -_gather(logps, self.right).logsumexp(-1)
         candidates = _gather(logps, self.allowed)
         restricted = candidates.logsumexp(-1) - candidates[:, 0]
         is_choice = torch.zeros_like(nll, dtype=torch.bool).index_fill(0, self.choice_token, True)

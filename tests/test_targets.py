@@ -67,6 +67,11 @@ def sft_twin(
         tokens, others = encoded.ids[encoded.choices[rank].start : encoded.choices[rank].end], None
         position += len(tokens)
         if rank >= encoded.supervised:
+            for depth in range(len(tokens)):
+                place = whole[encoded.choices[rank].start + depth - 1]
+                allowed = {o[depth] for o in remaining_ids(encoder, encoded, rank) if o[:depth] == tokens[:depth]}
+                rest.append(-sum(math.e ** place[token] for token in allowed).log())
+                total, weights = total + rest[-1], weights + 1
             continue
         nlls, restricted, likeliest = [], [], True
         for depth, token in enumerate(tokens):
