@@ -123,6 +123,26 @@ def load_model(
     return cast("PreTrainedModel", loaded if trainable else loaded.requires_grad_(False))
 
 
+def load_for_inference(
+    model: str,
+    adapter: str | None = None,
+    *,
+    load_in_4bit: bool = False,
+    dtype: DType = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> "PreTrainedModel":
+    """`load_model` in eval mode, on `device` (None: a GPU where there is one; 4-bit weights are placed already)."""
+    import torch
+
+    loaded = load_model(
+        model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
+    ).eval()
+    if load_in_4bit:
+        return loaded
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def add_adapter(model: "PreTrainedModel", adapter: str, name: str, trainable: bool = False) -> "PreTrainedModel":
     """The model with a stored adapter put on it; one that it has already stays active.
 

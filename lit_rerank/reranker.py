@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.records import Passage, RankingRecord, Window
-from lit_rerank.backbone import DType, context_length, load_model, load_tokenizer
+from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
 from lit_rerank.decoding import Decoded, Generator
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
@@ -131,8 +131,6 @@ class Reranker:
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
         """
-        import torch
-
         asked: dict[str, Any] = {
             "format": format,
             "max_passage_tokens": max_passage_tokens,
@@ -144,11 +142,14 @@ class Reranker:
             **{name: value for name, value in asked.items() if value is not None},
         )
         tokenizer = load_tokenizer(model, trust_remote_code)
-        loaded = load_model(
-            model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
-        ).eval()
-        if not load_in_4bit:
-            loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded = load_for_inference(
+            model,
+            adapter,
+            load_in_4bit=load_in_4bit,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
         encoder = WindowEncoder(tokenizer, settings, context_length(model, trust_remote_code))
         return cls(Generator(loaded, encoder, batch_size), sliding)
 

@@ -46,7 +46,7 @@ def mmlu_smoke(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 4, limit: int | None = None
 ) -> dict[str, Any]:
     """`mmlu` on the 281 dev questions that lm-eval ships: a smoke test that needs no download, not MMLU's figure."""
-    return mmlu(model, tokenizer, shipped_questions(), batch_size, limit)
+    return mmlu(model, tokenizer, spread(shipped_questions(), limit), batch_size)
 
 
 def mmlu(
@@ -54,7 +54,6 @@ def mmlu(
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
     batch_size: int = 4,
-    limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """How many questions the model, with the adapters that are on, answers rightly.
@@ -66,25 +65,25 @@ def mmlu(
         tokenizer: the model's.
         questions: what is asked, without examples.
         batch_size: questions read at a time; on a CPU, small ones are fast (less padding).
-        limit: so many of the questions, spread evenly over them.
         progress: told how many questions have been answered since the last time.
 
     Returns:
         `acc` (0 to 1) and its standard error `acc_stderr` (None for a single question), `n` questions of `subjects`
         subjects, `truncated` prompts (they lost their beginning: they exceed the model's context).
     """
-    asked = spread(questions, limit)
+    if not questions:
+        raise UserError("there is no question")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     with _undisturbed(model), _quiet():
         lm = LiveLM(model, tokenizer, batch_size, progress)
-        figures = _scored(lm, asked)
+        figures = _scored(lm, questions)
     stderr = figures["acc_stderr,none"]
     return {
         "acc": float(figures["acc,none"]),
-        "acc_stderr": float(stderr) if len(asked) > 1 else None,
-        "n": len(asked),
-        "subjects": len({question.subject for question in asked}),
+        "acc_stderr": float(stderr) if len(questions) > 1 else None,
+        "n": len(questions),
+        "subjects": len({question.subject for question in questions}),
         "truncated": lm.truncated,
     }
 
@@ -165,8 +164,6 @@ class LiveLM(HFLM):
 
 def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """`limit` of the questions at even distances (files are sorted by subject)."""
-    if not questions:
-        raise UserError("there is no question")
     if limit is None or limit > len(questions):
         return list(questions)
     if limit < 1:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 
@@ -24,6 +26,12 @@ def train(recipe: str, runs: Path, *overrides: str) -> None:
     words = [*shlex.split(command.replace("runs/pydocs.", f"{runs}/")), *overrides]
     print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
     subprocess.run([sys.executable, *words], check=True)
+
+
+def windows_seen(run: Path) -> list[tuple[int, int]]:
+    """(optimizer step, windows that training had seen after it), on one device without accumulation."""
+    batch: int = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["batch_size"]
+    return [(step, batch * (step + 1)) for step, _ in curve(run, "train/choice_loss")]
 
 
 def curve(run: Path, figure: str) -> list[tuple[int, float]]:

@@ -14,8 +14,8 @@ from data_modules.records import RankingRecord, Window
 from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
-from lit_rerank.metrics import interval, parse_measure, per_query
-from lit_rerank.reranker import Reranker, SlidingWindow
+from lit_rerank.metrics import Means, interval, parse_measure, per_query
+from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
 from scripts.pydocs_recipes import curve, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
@@ -51,12 +51,13 @@ def evaluate(
     from lit_rerank.retention import mmlu_smoke
 
     print(f"\n== evaluation: {name}\n", flush=True)
+    prompt = load_prompt_settings(RUNS / "sft/adapter")  # the base model is asked in the same way
     reranker = Reranker.from_pretrained(
         MODEL,
         None if adapter is None else str(adapter),
-        format="chain",
-        max_passage_tokens=40,
-        repeat_identifier=True,
+        format=prompt.format,
+        max_passage_tokens=prompt.max_passage_tokens,
+        repeat_identifier=prompt.repeat_identifier,
         sliding=SLIDING,
         dtype="bfloat16",
     )
@@ -91,20 +92,24 @@ def choice_figures(model: Any, encoder: Any, windows: Sequence[Window]) -> dict[
     from lit_rerank.scoring import token_logps
     from lit_rerank.targets import SFTTargets
 
-    losses = []
+    means = Means()
     for start in range(0, len(windows), 16):
         batch = [encoder.encode(window) for window in windows[start : start + 16]]
         targets = SFTTargets.build(batch, model.device)
         with torch.no_grad():
-            loss = targets.loss(token_logps(model, targets.rows), normalise=True)
-        losses.append((float(loss.choice), targets.no_skill, float(loss.accuracy), len(batch)))
-    total = sum(count for *_, count in losses)
-    choice, no_skill, accuracy = (sum(row[i] * row[3] for row in losses) / total for i in range(3))
-    return {"choice_loss": choice, "no_skill": no_skill, "choice_accuracy": accuracy}
+            loss = targets.loss(token_logps(model, targets.rows))
+        figures: dict[str, Any] = {
+            "choice_loss": loss.choice,
+            "no_skill": targets.no_skill,
+            "choice_accuracy": loss.accuracy,
+        }
+        for name, value in figures.items():
+            means.add(name, value, len(batch))
+    return {name: mean for name, (mean, _) in means.collect().items()}
 
 
 def draw_curves(path: Path) -> None:
-    """What each training learned, against the windows of training it has seen."""
+    """What each training learned, step by step."""
     import matplotlib as mpl
 
     mpl.use("Agg")

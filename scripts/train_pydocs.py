@@ -10,11 +10,10 @@ from pathlib import Path
 from data_modules.sources import SearchedSource
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.metrics import means, parse_measure, per_query
-from scripts.pydocs_recipes import curve, start_anew, train
+from scripts.pydocs_recipes import curve, start_anew, train, windows_seen
 
 RUNS = Path("runs/train-pydocs")
 MEASURE = "nDCG@10"
-BATCH, PRACTICE = 8, 840  # windows: of a step, and of all the practice
 
 
 def main() -> None:
@@ -40,9 +39,10 @@ def report(runs: Mapping[str, Path]) -> None:
     for name, run in runs.items():
         if not run.exists():
             continue
-        before = PRACTICE if name == "with practice" else 0
+        before = windows_seen(RUNS / "pointing")[-1][1] if name == "with practice" else 0
+        seen = dict(windows_seen(run))
         for axis, figure_name in zip(axes, (f"val/{MEASURE}", "val/choice_loss"), strict=True):
-            points = [(before + BATCH * step, value) for step, value in curve(run, figure_name)]
+            points = [(before + seen[step], value) for step, value in curve(run, figure_name)]
             curves.setdefault(name, {})[figure_name] = points
             axis.plot(*zip(*points, strict=True), "o-", label=name)
             axis.set(xlabel="windows seen", title=figure_name)

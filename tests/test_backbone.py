@@ -354,3 +354,10 @@ def test_a_mistyped_directory_is_not_sought_on_the_hub(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="there is no model directory 'models/none'"):
         load_model("models/none")
+
+
+def test_the_attention_asked_for_is_what_runs(tiny_model: Path) -> None:
+    for name in ("eager", "sdpa"):
+        assert load_backbone(BackboneSettings(str(tiny_model), attention=name)).config._attn_implementation == name
+    with pytest.raises(UserError, match=r"cannot load the model .*nope"):
+        load_backbone(BackboneSettings(str(tiny_model), attention="nope"))

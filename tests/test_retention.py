@@ -137,7 +137,7 @@ def test_each_question_is_read_once_and_logits_only_at_its_end(tiny_model: Path)
     model.register_forward_hook(lambda *call: rows.append(len(call[-1].logits)))
     model.register_forward_hook(lambda *call: positions.append(call[-1].logits.shape[1]))
     answered: list[int] = []
-    mmlu(model, tokenizer, shipped_questions(), batch_size=1, limit=10, progress=answered.append)
+    mmlu(model, tokenizer, spread(shipped_questions(), 10), batch_size=1, progress=answered.append)
     assert rows == answered == [1] * 10
     continuation = len(tokenizer(" A").input_ids)
     assert positions == [continuation] * 10
@@ -200,7 +200,7 @@ def test_modes_are_restored_after_an_error_too(tiny_model: Path) -> None:
 
     level = logging.getLogger("lm_eval").level
     with pytest.raises(KeyboardInterrupt):
-        mmlu(model, tokenizer, shipped_questions(), limit=2, progress=stop)
+        mmlu(model, tokenizer, spread(shipped_questions(), 2), progress=stop)
     assert all(layer.training for layer in model.modules())
     assert logging.getLogger("lm_eval").level == level
 
@@ -219,8 +219,11 @@ def test_limit_spreads_over_the_subjects() -> None:
     assert spread(questions, 11) == spread(questions, None) == questions
     with pytest.raises(UserError, match="limit is 0"):
         spread(questions, 0)
-    with pytest.raises(UserError, match="no question"):
-        spread([], None)
+
+
+def test_nothing_to_ask_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="there is no question"):
+        mmlu(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)), [])
 
 
 def test_a_single_question_has_no_standard_error(tiny_model: Path) -> None:

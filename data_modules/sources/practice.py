@@ -12,10 +12,11 @@ from collections.abc import Collection as Container
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from data_modules import catalogue  # the module: it imports sources itself
 from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25
 from data_modules.records import Passage, RankingRecord
-from data_modules.sources.base import OnError, Source
+from data_modules.sources.base import Source
 from lit_rerank.errors import UserError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -95,11 +96,10 @@ class PracticeSource(Source[RankingRecord]):
         super().__init__()
         if windows < 1 or not 2 <= min_size <= max_size:
             raise UserError(f"windows {windows} must be at least 1, and sizes {min_size}..{max_size} go from 2 up")
-        from data_modules.catalogue import open_collection  # which itself imports the sources
-
-        self.collection = open_collection(collection)
+        self.collection = catalogue.open_collection(collection)
         if max_size > len(self.collection.documents):
             raise UserError(f"{collection} holds {len(self.collection.documents)} documents, max_size is {max_size}")
+        self._docids = list(self.collection.documents)
         self.windows, self.sizes, self.seed = windows, (min_size, max_size), seed
         self.negatives = negatives or Negatives()
 
@@ -118,14 +118,9 @@ class PracticeSource(Source[RankingRecord]):
     def _record(
         self, answer: Answer, near: Sequence[str], siblings: Sequence[str], draw: random.Random
     ) -> RankingRecord:
-        everything = list(self.collection.documents)
         size = draw.randint(*self.sizes)
         chosen: dict[str, Passage] = {answer.passage.docid: answer.passage}
-        shares = (self.negatives.near, self.negatives.siblings)
-        pools = draw.choices((near, siblings, everything), (*shares, 1 - sum(shares)), k=4 * size)
-        # Pools that are exhausted give way to the whole collection, and that in the end to its order.
-        candidates = [draw.choice(pool or everything) for pool in pools] + draw.sample(everything, len(everything))
-        for docid in candidates:
+        for docid in self._candidates(near, siblings, 4 * size, draw):
             if len(chosen) == size:
                 break
             if docid not in answer.kept_out and _object(docid) != _object(answer.passage.docid):
@@ -140,6 +135,15 @@ class PracticeSource(Source[RankingRecord]):
         first = passages.index(answer.passage) + 1
         order = (first, *(i for i in range(1, len(passages) + 1) if i != first))
         return RankingRecord(answer.qid, answer.query, tuple(passages), order, choices=1)
+
+    def _candidates(
+        self, near: Sequence[str], siblings: Sequence[str], draws: int, draw: random.Random
+    ) -> Iterator[str]:
+        """Draws from the pools by their shares; should these not do, the whole collection in random order."""
+        shares = (self.negatives.near, self.negatives.siblings)
+        for pool in draw.choices((near, siblings, self._docids), (*shares, 1 - sum(shares)), k=draws):
+            yield draw.choice(pool or self._docids)
+        yield from draw.sample(self._docids, len(self._docids))
 
 
 class PointingSource(PracticeSource):
@@ -170,11 +174,9 @@ class PointingSource(PracticeSource):
         min_words: int = 12,
         seed: int = 0,
     ) -> None:
-        from data_modules.catalogue import open_collection
-
         super().__init__(collection, windows, min_size, max_size, negatives, seed)
         self.queries, self.shown_words = queries or Queries(), shown_words
-        held_out = set().union(*(answering(open_collection(name)) for name in exclude))
+        held_out = set().union(*(answering(catalogue.open_collection(name)) for name in exclude))
         self._documents = [
             document
             for document in self.collection.documents.values()
@@ -260,8 +262,8 @@ class MixedSource(Source[RankingRecord]):
         sources: their shares are their numbers of records.
     """
 
-    def __init__(self, sources: Sequence[Source], on_error: OnError = "raise") -> None:
-        super().__init__(on_error)
+    def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__()
         if not sources:
             raise UserError("MixedSource needs one source or more")
         self.sources = sources

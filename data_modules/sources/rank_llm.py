@@ -1,20 +1,18 @@
 """RankLLM's requests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_modules.collection import Document
 from data_modules.records import Passage, RankingRecord
-from data_modules.sources.base import OnError, Row, as_object, each, existing_file, first_of, identifier, score, text
-from data_modules.sources.retrieval import RetrievalSource, Teacher
-from data_modules.trec import read_qrels
+from data_modules.sources.base import Row, as_object, each, first_of, identifier, score, text
+from data_modules.sources.retrieval import RetrievalFileSource
 from lit_rerank.errors import UserError
 
 # What the text of a document may be called, in the order in which RankLLM looks for it.
 TEXTS = ("text", "segment", "contents", "content", "body", "passage")
 
 
-class RankLLMSource(RetrievalSource):
+class RankLLMSource(RetrievalFileSource):
     """One record for each request, its candidates in the order of the file, as RankLLM takes them.
 
         {"query": {"text": str, "qid": str or int},
@@ -26,24 +24,9 @@ class RankLLMSource(RetrievalSource):
 
     The text may be called text, segment, contents, content, body or passage; a title leads it.
 
-    Args:
-        path: a JSON array (`.json`, `.json.gz`), or one request a line (`.jsonl`, `.jsonl.gz`).
-        qrels: TREC judgements; a query that they leave out has none.
-        depth: keep (and check) only the first so many candidates.
-        teacher: whose order is to be learned: `first_stage`, `qrels` (by grade, then by first stage) or `none`.
-        on_error: `raise` or `skip`, for the requests of `path`; broken qrels always raise.
+    `path` is a JSON array (`.json`, `.json.gz`), or one request a line (`.jsonl`, `.jsonl.gz`); the other
+    arguments are `RetrievalFileSource`'s.
     """
-
-    def __init__(
-        self,
-        path: str | Path,
-        qrels: str | Path | None = None,
-        depth: int | None = None,
-        teacher: Teacher = "none",
-        on_error: OnError = "raise",
-    ) -> None:
-        super().__init__(None if qrels is None else read_qrels(qrels), depth, teacher, on_error)
-        self.path = existing_file(path)
 
     def _read(self) -> Iterator[RankingRecord]:
         return self._json(self.path, self._request)

@@ -1,11 +1,12 @@
 """What sources of first-stage lists share: judgements, a depth, and who teaches an order where no model did."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 from data_modules.records import Passage, RankingRecord
-from data_modules.sources.base import OnError, Source
-from data_modules.trec import Qrels
+from data_modules.sources.base import OnError, Source, existing_file
+from data_modules.trec import Qrels, read_qrels
 from lit_rerank.errors import UserError
 
 Teacher = Literal["none", "first_stage", "qrels"]
@@ -36,6 +37,29 @@ class RetrievalSource(Source[RankingRecord]):
     def _ranking(self, qid: str, query: str, passages: tuple[Passage, ...]) -> RankingRecord:
         qrels = self.qrels.get(qid)
         return RankingRecord(qid, query, passages, taught(self.teacher, qid, passages, qrels), qrels=qrels)
+
+
+class RetrievalFileSource(RetrievalSource):
+    """First-stage lists in a file of their own.
+
+    Args:
+        path: the file.
+        qrels: TREC judgements; a query that they leave out has none.
+        depth: keep (and check) only the first so many candidates.
+        teacher: whose order is to be learned: `first_stage`, `qrels` (by grade, then by first stage) or `none`.
+        on_error: `raise` or `skip`, for the rows of `path`; broken qrels always raise.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        qrels: str | Path | None = None,
+        depth: int | None = None,
+        teacher: Teacher = "none",
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(None if qrels is None else read_qrels(qrels), depth, teacher, on_error)
+        self.path = existing_file(path)
 
 
 def taught(

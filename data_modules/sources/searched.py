@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from data_modules import catalogue  # the module: it imports sources itself
 from data_modules.first_stage import open_first_stage
 from data_modules.records import RankingRecord
 from data_modules.sources.retrieval import RetrievalSource, Teacher
@@ -26,9 +27,7 @@ class SearchedSource(RetrievalSource):
         teacher: Teacher = "none",
         shuffle: int | None = None,
     ) -> None:
-        from data_modules.catalogue import open_collection  # which reads collections by other sources
-
-        opened = open_collection(collection)
+        opened = catalogue.open_collection(collection)
         super().__init__({qid: dict(grades) for qid, grades in opened.qrels.items()}, depth, teacher, "raise")
         self.collection, self.shuffle, self.most = opened, shuffle, depth
         self.first_stage = open_first_stage(first_stage, opened)

@@ -34,9 +34,7 @@ def answer_mmlu(
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
-    import torch
-
-    from lit_rerank.backbone import load_model, load_tokenizer
+    from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.questions import QuestionsSource, shipped_questions
     from lit_rerank.retention import mmlu, spread
 
@@ -46,11 +44,9 @@ def answer_mmlu(
     asked = spread(asked, limit)
     make_way(metrics)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    loaded = load_model(
+    loaded = load_for_inference(
         model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
-    ).eval()
-    if not load_in_4bit:
-        loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    )
     started = time.perf_counter()
     with progress_bar("questions", len(asked)) as advance:
         figures = mmlu(loaded, tokenizer, asked, batch_size, progress=advance)
