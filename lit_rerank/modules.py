@@ -291,6 +291,7 @@ class SFTModule(RerankModule[EncodedWindow]):
         figures: dict[str, Tensor | float] = {
             "choice_loss": loss.choice,
             "choice_nll": loss.choice_nll,
+            "remaining_loss": loss.remaining,
             "rest_loss": loss.rest,
             "choice_accuracy": loss.accuracy,
             "no_skill": targets.no_skill,

@@ -24,8 +24,9 @@ class SFTLoss:
         choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that
             remain; comparable with `no_skill`.
         choice_nll: the same with p over the whole vocabulary.
-        rest: mean over windows and the completion's other tokens of -log p(token); where a choice is not supervised,
-            of -log p(a token that leads to any identifier that remains).
+        remaining: mean over windows and the choices' tokens that are not supervised of -log p(a token that leads to
+            any identifier that remains).
+        rest: mean over windows and the completion's other tokens of -log p(token).
         accuracy: share of the supervised choices at which the model would choose the teacher's identifier: each of
             its tokens is the likeliest of those allowed (of equals, none is).
     """
@@ -33,6 +34,7 @@ class SFTLoss:
     windows: Tensor
     choice: Tensor
     choice_nll: Tensor
+    remaining: Tensor
     rest: Tensor
     accuracy: Tensor
 
@@ -45,7 +47,8 @@ class SFTTargets:
         right: (T, most) which answers are right in the place of each of the completions' tokens: the token's own, or
             where the choice is not supervised all that are allowed; -1 for none.
         window: (T,) the window of each.
-        choice_token: (C,) which of the T tokens belong to a choice.
+        unordered_token: which of the T tokens belong to a choice that is not supervised.
+        choice_token: (C,) which belong to one that is.
         choice: (C,) the choice of each; choices are numbered through the batch.
         allowed: (C, most) which answers are the tokens allowed in its place, its own first; -1 for none.
         choice_window: (N,) the window of each choice.
@@ -55,6 +58,7 @@ class SFTTargets:
     rows: Rows
     right: Tensor
     window: Tensor
+    unordered_token: Tensor
     choice_token: Tensor
     choice: Tensor
     allowed: Tensor
@@ -70,7 +74,7 @@ class SFTTargets:
         builder = RowsBuilder()
         right: list[list[int]] = []
         choice_window: list[int] = []
-        window, choice_token, choice = [], [], []
+        window, unordered_token, choice_token, choice = [], [], [], []
         allowed: list[list[int]] = []
         for number, encoded in enumerate(batch):
             sequence = builder.sequence(encoded.ids)
@@ -90,12 +94,15 @@ class SFTTargets:
                     choice.append(first_choice + rank)
                     allowed.append(answers)
                     answers = answers[:1]
+                elif rank is not None:
+                    unordered_token.append(len(right))
                 right.append(answers)
                 window.append(number)
         return cls(
             rows=builder.rows(device),
             right=_padded(right, device),
             window=torch.tensor(window, device=device),
+            unordered_token=torch.tensor(unordered_token, dtype=torch.long, device=device),
             choice_token=torch.tensor(choice_token, device=device),
             choice=torch.tensor(choice, device=device),
             allowed=_padded(allowed, device),
@@ -114,19 +121,22 @@ class SFTTargets:
         nll = -_gather(logps, self.right).logsumexp(-1)
         candidates = _gather(logps, self.allowed)
         restricted = candidates.logsumexp(-1) - candidates[:, 0]
-        is_choice = torch.zeros_like(nll, dtype=torch.bool).index_fill(0, self.choice_token, True)
         objective = nll.index_copy(0, self.choice_token, restricted) if normalise else nll
         best = (candidates >= candidates[:, :1]).sum(-1) == 1
         right = torch.ones_like(self.choice_window).scatter_reduce(0, self.choice, best.long(), "amin")
+        others = torch.ones_like(nll).index_fill(0, torch.cat((self.choice_token, self.unordered_token)), 0.0)
         return SFTLoss(
-            windows=segment_mean(
-                objective, self.window, self.windows, torch.where(is_choice, choice_weight, 1.0).to(nll.dtype)
-            ),
+            windows=segment_mean(objective, self.window, self.windows, torch.where(others > 0, 1.0, choice_weight)),
             choice=self._mean_choice(restricted).detach(),
             choice_nll=self._mean_choice(nll[self.choice_token]).detach(),
-            rest=segment_mean(nll[~is_choice], self.window[~is_choice], self.windows).mean().detach(),
+            remaining=self._mean_token(nll, self.unordered_token).detach(),
+            rest=self._mean_token(nll, others.nonzero()[:, 0]).detach(),
             accuracy=segment_mean(right.to(nll.dtype), self.choice_window, self.windows).mean(),
         )
+
+    def _mean_token(self, nll: Tensor, tokens: Tensor) -> Tensor:
+        """The mean over windows of the mean over those of their tokens that are listed."""
+        return segment_mean(nll[tokens], self.window[tokens], self.windows).mean()
 
     def _mean_choice(self, nll: Tensor) -> Tensor:
         """From the losses of choices' tokens (C,) to the mean over windows of the mean over choices."""
