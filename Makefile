@@ -26,6 +26,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1 | head -n 1). Name one, as in: make setup PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	@for command in '' fit; do $(BIN)/python train.py $$command --help >/dev/null; done  # kept: the next ones are instant
 	@touch $@
 
 model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM of the tests and examples

@@ -267,7 +267,9 @@ class SFTModule(RerankModule[EncodedWindow]):
     """Supervised fine-tuning on teacher permutations: cross-entropy of the completion.
 
     Args:
-        choice_weight: weight of the choices' tokens in a window's mean; the other tokens weigh 1.
+        choice_weight: weight of the choices' tokens in a window's mean.
+        remaining_weight: the same where the teacher's order is unknown and any identifier that remains is right; all
+            tokens that are no choice weigh 1.
         normalise_choices: take a choice's probability over the identifiers that remain, not over the vocabulary.
     """
 
@@ -278,25 +280,30 @@ class SFTModule(RerankModule[EncodedWindow]):
         optimizer: OptimizerSettings | None = None,
         reranking: RerankSettings | None = None,
         choice_weight: float = 1.0,
+        remaining_weight: float = 1.0,
         normalise_choices: bool = False,
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking)
-        if choice_weight < 0:
-            raise UserError(f"choice_weight is {choice_weight}; it must not be negative")
-        self.choice_weight, self.normalise_choices = choice_weight, normalise_choices
+        for name, weight in (("choice_weight", choice_weight), ("remaining_weight", remaining_weight)):
+            if weight < 0:
+                raise UserError(f"{name} is {weight}; it must not be negative")
+        self.choice_weight, self.remaining_weight = choice_weight, remaining_weight
+        self.normalise_choices = normalise_choices
 
     def objective(self, batch: Sequence[EncodedWindow]) -> Objective:
         targets = SFTTargets.build(batch, self.device)
-        loss = targets.loss(token_logps(self.model, targets.rows), self.choice_weight, self.normalise_choices)
-        figures: dict[str, Tensor | float] = {
-            "choice_loss": loss.choice,
-            "choice_nll": loss.choice_nll,
-            "remaining_loss": loss.remaining,
-            "rest_loss": loss.rest,
-            "choice_accuracy": loss.accuracy,
-            "no_skill": targets.no_skill,
+        logps = token_logps(self.model, targets.rows)
+        loss = targets.loss(logps, self.choice_weight, self.remaining_weight, self.normalise_choices)
+        figures: dict[str, tuple[Tensor | float, int]] = {
+            "choice_loss": (loss.choice, len(batch)),
+            "choice_nll": (loss.choice_nll, len(batch)),
+            "rest_loss": (loss.rest, len(batch)),
+            "choice_accuracy": (loss.accuracy, len(batch)),
+            "no_skill": (targets.no_skill, len(batch)),
         }
-        return Objective(loss.windows, targets.rows.tokens, {k: (v, len(batch)) for k, v in figures.items()})
+        if targets.unordered_windows:
+            figures["remaining_loss"] = (loss.remaining, targets.unordered_windows)
+        return Objective(loss.windows, targets.rows.tokens, figures)
 
 
 class DPOModule(RerankModule[PreferenceExample]):

@@ -24,8 +24,8 @@ class SFTLoss:
         choice: mean over windows and their supervised choices of -log p(identifier), p over the identifiers that
             remain; comparable with `no_skill`.
         choice_nll: the same with p over the whole vocabulary.
-        remaining: mean over windows and the choices' tokens that are not supervised of -log p(a token that leads to
-            any identifier that remains).
+        remaining: mean over the windows that have choices that are not supervised, and over these choices' tokens, of
+            -log p(a token that leads to any identifier that remains).
         rest: mean over windows and the completion's other tokens of -log p(token).
         accuracy: share of the supervised choices at which the model would choose the teacher's identifier: each of
             its tokens is the likeliest of those allowed (of equals, none is).
@@ -69,6 +69,11 @@ class SFTTargets:
     def windows(self) -> int:
         return int(self.window[-1]) + 1
 
+    @property
+    def unordered_windows(self) -> int:
+        """How many windows have choices that are not supervised."""
+        return len(self.window[self.unordered_token].unique())
+
     @classmethod
     def build(cls, batch: Sequence[EncodedWindow], device: Device = "cpu") -> "SFTTargets":
         builder = RowsBuilder()
@@ -110,12 +115,15 @@ class SFTTargets:
             no_skill=sum(no_skill_loss(len(e.window), e.supervised) for e in batch) / len(batch),
         )
 
-    def loss(self, logps: Tensor, choice_weight: float = 1.0, normalise: bool = False) -> SFTLoss:
+    def loss(
+        self, logps: Tensor, choice_weight: float = 1.0, remaining_weight: float = 1.0, normalise: bool = False
+    ) -> SFTLoss:
         """The objective of each window: the weighted mean of its tokens' cross-entropies.
 
         Args:
             logps: (answers,) what the model says to `rows`.
-            choice_weight: weight of a choice's tokens; the others weigh 1.
+            choice_weight: weight of a supervised choice's tokens.
+            remaining_weight: weight of the other choices' tokens; all that is no choice weighs 1.
             normalise: take the probability of a choice's token over the tokens allowed there, not the vocabulary.
         """
         nll = -_gather(logps, self.right).logsumexp(-1)
@@ -124,19 +132,23 @@ class SFTTargets:
         objective = nll.index_copy(0, self.choice_token, restricted) if normalise else nll
         best = (candidates >= candidates[:, :1]).sum(-1) == 1
         right = torch.ones_like(self.choice_window).scatter_reduce(0, self.choice, best.long(), "amin")
-        others = torch.ones_like(nll).index_fill(0, torch.cat((self.choice_token, self.unordered_token)), 0.0)
+        weights = torch.ones_like(nll).index_fill(0, self.choice_token, choice_weight)
+        weights = weights.index_fill(0, self.unordered_token, remaining_weight)
+        choices = torch.cat((self.choice_token, self.unordered_token))
+        others = torch.ones_like(nll).index_fill(0, choices, 0.0).nonzero()[:, 0]
         return SFTLoss(
-            windows=segment_mean(objective, self.window, self.windows, torch.where(others > 0, 1.0, choice_weight)),
+            windows=segment_mean(objective, self.window, self.windows, weights),
             choice=self._mean_choice(restricted).detach(),
             choice_nll=self._mean_choice(nll[self.choice_token]).detach(),
             remaining=self._mean_token(nll, self.unordered_token).detach(),
-            rest=self._mean_token(nll, others.nonzero()[:, 0]).detach(),
+            rest=self._mean_token(nll, others).detach(),
             accuracy=segment_mean(right.to(nll.dtype), self.choice_window, self.windows).mean(),
         )
 
     def _mean_token(self, nll: Tensor, tokens: Tensor) -> Tensor:
-        """The mean over windows of the mean over those of their tokens that are listed."""
-        return segment_mean(nll[tokens], self.window[tokens], self.windows).mean()
+        """The mean over windows of the mean over those of their tokens that are listed; 0 where none is."""
+        window = self.window[tokens]
+        return segment_mean(nll[tokens], window, self.windows).sum() / max(1, len(window.unique()))
 
     def _mean_choice(self, nll: Tensor) -> Tensor:
         """From the losses of choices' tokens (C,) to the mean over windows of the mean over choices."""

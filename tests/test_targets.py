@@ -50,11 +50,16 @@ def remaining_ids(encoder: WindowEncoder, encoded: EncodedWindow, rank: int) -> 
 
 
 def sft_twin(
-    model: PreTrainedModel, encoder: WindowEncoder, encoded: EncodedWindow, weight: float, normalise: bool
+    model: PreTrainedModel,
+    encoder: WindowEncoder,
+    encoded: EncodedWindow,
+    weight: float,
+    remaining_weight: float,
+    normalise: bool,
 ) -> SimpleNamespace:
     """The figures of one window."""
     whole = model(torch.tensor([encoded.ids])).logits[0].log_softmax(-1)
-    total, weights, rest, choice, choice_nll, right = 0.0, 0.0, [], [], [], []
+    total, weights, rest, remaining, choice, choice_nll, right = 0.0, 0.0, [], [], [], [], []
     position = encoded.prompt_length
     while position < len(encoded.ids):
         rank = next((r for r, c in enumerate(encoded.choices) if c.start <= position < c.end), None)
@@ -70,8 +75,8 @@ def sft_twin(
             for depth in range(len(tokens)):
                 place = whole[encoded.choices[rank].start + depth - 1]
                 allowed = {o[depth] for o in remaining_ids(encoder, encoded, rank) if o[:depth] == tokens[:depth]}
-                rest.append(-sum(math.e ** place[token] for token in allowed).log())
-                total, weights = total + rest[-1], weights + 1
+                remaining.append(-sum(math.e ** place[token] for token in allowed).log())
+                total, weights = total + remaining_weight * remaining[-1], weights + remaining_weight
             continue
         nlls, restricted, likeliest = [], [], True
         for depth, token in enumerate(tokens):
@@ -95,23 +100,29 @@ def sft_twin(
         window=total / weights,
         choice=mean(choice),
         choice_nll=mean(choice_nll),
+        remaining=mean(remaining) if remaining else None,
         rest=mean(rest),
         accuracy=mean(right),
         no_skill=sum(math.log(n - k) for k in range(encoded.supervised)) / encoded.supervised,
     )
 
 
-@pytest.mark.parametrize(("weight", "normalise"), [(1.0, False), (3.0, False), (1.0, True), (0.5, True), (0.0, False)])
-def test_sft_is_its_twin(weight: float, normalise: bool, model: PreTrainedModel, encoder: WindowEncoder) -> None:
+@pytest.mark.parametrize(
+    ("weight", "remaining_weight", "normalise"),
+    [(1.0, 1.0, False), (3.0, 1.0, False), (1.0, 7.0, True), (0.5, 0.0, True), (0.0, 2.0, False)],
+)
+def test_sft_is_its_twin(
+    weight: float, remaining_weight: float, normalise: bool, model: PreTrainedModel, encoder: WindowEncoder
+) -> None:
     sizes = [(12, None), (1, None), (12, 3), (5, 1), (2, None), (4, 9), (11, 10)]
     batch = [encode(encoder, n, k, qid=f"query{n}") for n, k in sizes]
     targets = SFTTargets.build(batch)
-    loss = targets.loss(token_logps(model, targets.rows), weight, normalise)
-    twins = [sft_twin(model, encoder, encoded, weight, normalise) for encoded in batch]
+    loss = targets.loss(token_logps(model, targets.rows), weight, remaining_weight, normalise)
+    twins = [sft_twin(model, encoder, encoded, weight, remaining_weight, normalise) for encoded in batch]
     expected = torch.stack([twin.window for twin in twins])
     torch.testing.assert_close(loss.windows, expected, atol=1e-5, rtol=1e-4)
-    for name in ("choice", "choice_nll", "rest", "accuracy"):
-        mean = torch.stack([getattr(twin, name) for twin in twins]).mean()
+    for name in ("choice", "choice_nll", "remaining", "rest", "accuracy"):
+        mean = torch.stack([value for twin in twins if (value := getattr(twin, name)) is not None]).mean()
         torch.testing.assert_close(getattr(loss, name), mean, atol=1e-5, rtol=1e-4)
         assert not getattr(loss, name).requires_grad
     assert targets.no_skill == pytest.approx(sum(twin.no_skill for twin in twins) / len(twins))
@@ -142,7 +153,7 @@ def test_sft_windows_do_not_depend_on_their_batch(model: PreTrainedModel, encode
 
     def windows(*chosen: EncodedWindow) -> Tensor:
         targets = SFTTargets.build(chosen)
-        return targets.loss(token_logps(model, targets.rows), 2.0, True).windows
+        return targets.loss(token_logps(model, targets.rows), 2.0, 3.0, normalise=True).windows
 
     torch.testing.assert_close(windows(*batch), torch.cat([windows(encoded) for encoded in batch]))
 
