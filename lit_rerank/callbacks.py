@@ -138,7 +138,7 @@ def export(module: RerankModule[Any], folder: Path) -> Path:
         module.model.save_pretrained(target, selected_adapters=["default"])
     else:
         module.model.save_pretrained(target)
-        module.encoder.tokenizer.save_pretrained(target)
+        module.encoder.chat.tokenizer.save_pretrained(target)
     save_prompt_settings(module.prompt, target)
     return target
 

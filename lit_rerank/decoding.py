@@ -8,7 +8,8 @@ import torch
 
 from data_modules.records import Window
 from lit_rerank.chain import Parsed
-from lit_rerank.encoding import Ids, WindowEncoder
+from lit_rerank.chat import Ids
+from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Generator:
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Ids], passages: Sequence[int]) -> list[str]:
         """Greedy answers, each at most as long as the longest well-formed one over its number of passages."""
-        tokenizer = self.encoder.tokenizer
-        end = tokenizer.convert_tokens_to_ids(self.encoder.end_of_turn)
+        tokenizer = self.encoder.chat.tokenizer
+        end = tokenizer.convert_tokens_to_ids(self.encoder.chat.end_of_turn)
         limits = [self.encoder.completion_length(n) for n in passages]
         longest = max(map(len, prompts))
         ids = torch.tensor([[end] * (longest - len(prompt)) + list(prompt) for prompt in prompts])

@@ -5,25 +5,18 @@ template's end of turn. It is tokenised *as a whole*: no ids are ever glued toge
 boundaries (` [`, `]\\n`) are those that the model will meet.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_modules.records import Window
 from lit_rerank.chain import Format, get_format
+from lit_rerank.chat import ChatTokenizer, Ids, Message, valid
 from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Ids = tuple[int, ...]
-Message = dict[str, str]
-
-# Switches by which chat templates turn thinking off; a template ignores those that it does not know.
-_NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 
 
 @dataclass
@@ -89,11 +82,7 @@ class WindowEncoder:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings, context: int | None = None
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise UserError(
-                f"{type(tokenizer).__name__} is a slow tokenizer; one with offsets (tokenizer.json) is needed"
-            )
-        self.tokenizer = tokenizer
+        self.chat = ChatTokenizer(tokenizer)
         self.settings = settings
         self.format: Format = get_format(settings.format)
         for name in ("max_passage_tokens", "max_length"):
@@ -103,49 +92,24 @@ class WindowEncoder:
         self.max_length = min(limit for limit in (settings.max_length, context, 10**9) if limit is not None)
         self._identifiers: dict[tuple[int, bool], Ids] = {}
         self._completion_lengths: dict[int, int] = {}
-        self._lead = self._find_lead()
+        self._lead = self.chat.lead(self.format.render((1, 2)).text)
 
     # -- text ---------------------------------------------------------------------------------------------------
 
     def prompt(self, window: Window) -> str:
         """The prompt as text, up to where the completion begins."""
-        query, *passages = self.clean([window.query, *(passage.text for passage in window.passages)])
-        passages = [self._cut(passage) for passage in passages]
-        return self.render_chat(
+        query, *passages = map(self.chat.clean, [window.query, *(passage.text for passage in window.passages)])
+        limit = self.settings.max_passage_tokens
+        if limit is not None:
+            passages = [self.chat.cut(passage, limit) for passage in passages]
+        return self.chat.render(
             [
                 {"role": "system", "content": self.format.system},
                 {"role": "user", "content": self.format.user(query, passages, self.settings.repeat_identifier)},
             ]
         )
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """Messages through the chat template, ready for the answer, thinking off.
-
-        A system message is folded into the first user turn where the template has no system role. Spaces that end
-        the template are left to the answer: they merge with its first word.
-        """
-        if [m["role"] for m in messages[:2]] == ["system", "user"] and not self._has_system_role:
-            system, user, *rest = messages
-            messages = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        return self._apply_template(messages, add_generation_prompt=True).rstrip(" ")
-
-    def clean(self, texts: Iterable[str]) -> list[str]:
-        """Texts made safe for a prompt: one line each, no identifiers, nothing that becomes a control token.
-
-        `[7]` is written `(7)`, as RankGPT does; a control token's spelling is broken by a space.
-        """
-        return [self._disarm(_one_line(text)) for text in texts]
-
     # -- tokens -------------------------------------------------------------------------------------------------
-
-    def tokenize(self, text: str) -> Ids:
-        """Ids of a whole text; special tokens are added only where the text spells them."""
-        return self._tokenize(text)[0]
-
-    def _tokenize(self, text: str) -> tuple[Ids, list[tuple[int, int]]]:
-        """Ids of a whole text, and the characters `[start, end)` that each of them covers."""
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return tuple(encoding["input_ids"]), encoding["offset_mapping"]
 
     def encode_prompt(self, window: Window) -> Ids:
         """The prompt's ids.
@@ -153,7 +117,7 @@ class WindowEncoder:
         Raises:
             UserError: if the prompt and the longest completion exceed the context.
         """
-        ids = self.tokenize(self.prompt(window))
+        ids = self.chat.tokenize(self.prompt(window))
         self._check_length(window, len(ids), self.completion_length(len(window)))
         return ids
 
@@ -171,8 +135,8 @@ class WindowEncoder:
         prompt = self.prompt(window)
         completion = self.format.render(window.permutation)
         before = prompt + self._lead
-        ids, offsets = self._tokenize(before + completion.text + self.end_of_turn)
-        prompt_length = len(self.tokenize(prompt))
+        ids, offsets = self.chat.spans(before + completion.text + self.chat.end_of_turn)
+        prompt_length = len(self.chat.tokenize(prompt))
         self._check_length(window, prompt_length, len(ids) - prompt_length)
         characters = [(len(before) + start, len(before) + end) for start, end in completion.choices]
         spans = _token_spans(offsets, characters, start=prompt_length)
@@ -186,12 +150,15 @@ class WindowEncoder:
         prompt's end with an answer's beginning belong to the answers.
         """
         if isinstance(prompt, str):
-            prompt, lead = _valid(prompt), ""
+            prompt, lead = valid(prompt), ""
         else:
-            prompt = self.render_chat([{**m, "content": self._disarm(m["content"])} for m in prompt])
+            prompt = self.chat.render([{**m, "content": self.chat.disarm(m["content"])} for m in prompt])
             lead = self._lead
-        whole = [self.tokenize(prompt + lead + self._disarm(text) + self.end_of_turn) for text in (chosen, rejected)]
-        state = _common_prefix(self.tokenize(prompt), *whole)
+        whole = [
+            self.chat.tokenize(prompt + lead + self.chat.disarm(text) + self.chat.end_of_turn)
+            for text in (chosen, rejected)
+        ]
+        state = _common_prefix(self.chat.tokenize(prompt), *whole)
         if max(map(len, whole)) > self.max_length:
             raise UserError(
                 f"the prompt {prompt[:60]!r}... and its answers take {max(map(len, whole))} tokens; "
@@ -206,12 +173,12 @@ class WindowEncoder:
             others = [i for i in (1, 2, 3) if i != identifier][:2]
             sample = (*others, identifier) if last else (others[0], identifier, others[1])
             completion = self.format.render(sample)
-            ids, offsets = self._tokenize(completion.text + self.end_of_turn)
+            ids, offsets = self.chat.spans(completion.text + self.chat.end_of_turn)
             digits = completion.choices[2 if last else 1]
             ((start, end),) = _token_spans(offsets, [digits])
             if offsets[start][0] < digits[0]:
                 raise UserError(
-                    f"the tokenizer of {self._name!r} merges the bracket of [{identifier}] with its digits: "
+                    f"the tokenizer of {self.chat.name!r} merges the bracket of [{identifier}] with its digits: "
                     "this tokenizer cannot be used"
                 )
             self._identifiers[key] = ids[start:end]
@@ -219,8 +186,8 @@ class WindowEncoder:
 
     def completion_ids(self, permutation: Sequence[int]) -> Ids:
         """The ids that follow the prompt when `permutation` is the answer, end of turn included."""
-        answer = self._lead + self.format.render(permutation).text + self.end_of_turn
-        return self.tokenize(self._bare_prompt + answer)[len(self.tokenize(self._bare_prompt)) :]
+        answer = self._lead + self.format.render(permutation).text + self.chat.end_of_turn
+        return self.chat.tokenize(self.chat.bare_prompt + answer)[len(self.chat.tokenize(self.chat.bare_prompt)) :]
 
     def completion_length(self, n: int) -> int:
         """Most tokens that a completion over `n` passages takes, end of turn included."""
@@ -229,117 +196,6 @@ class WindowEncoder:
             longest_first = sorted(range(1, n + 1), key=lambda i: len(self.identifier_ids(i)), reverse=True)
             self._completion_lengths[n] = len(self.completion_ids(longest_first))
         return self._completion_lengths[n]
-
-    # -- the chat template --------------------------------------------------------------------------------------
-
-    @cached_property
-    def end_of_turn(self) -> str:
-        """What the template writes after an answer to end it (`<|im_end|>`, `</s>`, ...)."""
-        end = self._answered.rpartition(_PROBE)[2].strip()
-        # A template may go on after the end of the turn: one control token ends an answer.
-        controls = [token for token in self._controls if end.startswith(token)]
-        if not controls and self.tokenizer.eos_token is None:
-            raise UserError(f"neither the chat template nor the tokenizer of {self._name!r} says how an answer ends")
-        return max(controls, key=len) if controls else str(self.tokenizer.eos_token)
-
-    def _find_lead(self) -> str:
-        """The spaces between prompt and answer as the template writes them, or one where the two would merge."""
-        prompt = self._bare_prompt
-        before = self._answered.rpartition(_PROBE)[0]
-        if not before.startswith(prompt) or before[len(prompt) :].strip():  # an earlier answer is written differently
-            before = self._apply_template([_QUESTION], add_generation_prompt=True)
-        ids = self.tokenize(prompt)
-        for lead in (before[len(prompt) :], " "):
-            whole = self.tokenize(prompt + lead + self.format.render((1, 2)).text)
-            if whole[: len(ids)] == ids:
-                return lead
-        raise UserError(
-            f"the tokenizer of {self._name!r} merges the end of its chat template with the answer: "
-            "this template cannot be used"
-        )
-
-    @cached_property
-    def _bare_prompt(self) -> str:
-        return self.render_chat([_QUESTION])
-
-    @cached_property
-    def _answered(self) -> str:
-        return self._apply_template([_QUESTION, {"role": "assistant", "content": _PROBE}])
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        try:
-            text = self._apply_template([{"role": "system", "content": _PROBE}, _QUESTION])
-        except UserError:
-            return False
-        return _PROBE in text
-
-    def _apply_template(self, messages: Sequence[Message], **options: Any) -> str:
-        from jinja2 import TemplateError
-
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"the tokenizer of {self._name!r} has no chat template: "
-                "take the instruction-tuned model, or add a chat_template.jinja to its directory"
-            )
-        try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options, **_NO_THINKING))
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"the chat template of {self._name!r} refuses messages of {roles}: {error}") from error
-
-    @property
-    def _name(self) -> str:
-        return str(self.tokenizer.name_or_path)
-
-    # -- passages -----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _controls(self) -> dict[str, int]:
-        """Every token that the tokenizer takes out of running text before it merges anything."""
-        added = {str(token): (i, token.special) for i, token in self.tokenizer.added_tokens_decoder.items()}
-        return {text: i for text, (i, special) in added.items() if len(text.strip()) > (0 if special else 1)}
-
-    @cached_property
-    def _control_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._controls)) or r"(?!)")
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Ids that must not come from running text. That of unknown text may, unless it also means something else."""
-        tokenizer = self.tokenizer
-        end = tokenizer.convert_tokens_to_ids(self.end_of_turn)
-        unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id, end}
-        return frozenset(self._controls.values()) - unknown
-
-    def _disarm(self, text: str) -> str:
-        """Break the spelling of every control token by a space after its first character, until none is left.
-
-        What the tokenizer still takes for one, since it folds other characters into its spelling, is left out.
-        """
-        text = _valid(text)
-        while self._control_pattern.search(text):
-            text = self._control_pattern.sub(lambda match: _broken(match[0]), text)
-        while found := self._find_controls(text):
-            for start, end in reversed(found):
-                text = f"{text[:start]} {text[end:]}"
-        return text
-
-    def _find_controls(self, text: str) -> list[tuple[int, int]]:
-        ids, offsets = self._tokenize(text)
-        spans = (span for token, span in zip(ids, offsets, strict=True) if token in self._control_ids)
-        return [(start, end) for start, end in spans if text[start:end].strip()]
-
-    def _cut(self, text: str) -> str:
-        """A text cut to `max_passage_tokens` tokens, at the end of a word where there is one."""
-        limit = self.settings.max_passage_tokens
-        if limit is None:
-            return text
-        _, offsets = self._tokenize(text)
-        while len(offsets) > limit:  # the rest of a text may split into more tokens than it took in the whole
-            text = _whole_words(text, offsets[limit][0])
-            _, offsets = self._tokenize(text)
-        return text
 
     def _check_length(self, window: Window, prompt: int, completion: int) -> None:
         if prompt + completion > self.max_length:
@@ -356,7 +212,7 @@ class WindowEncoder:
             remaining = [self.identifier_ids(i, last=step == n - 1) for i in permutation[step:]]
             if ids[start:end] != remaining[0]:
                 raise UserError(
-                    f"{type(self.tokenizer).__name__} writes identifier [{identifier}] as {ids[start:end]} in one "
+                    f"{type(self.chat.tokenizer).__name__} writes identifier [{identifier}] as {ids[start:end]} in one "
                     f"place and as {remaining[0]} in another: this tokenizer cannot be used"
                 )
             choices.append(Choice(identifier, start, end, allowed_tokens(remaining[0], remaining)))
@@ -369,32 +225,6 @@ def allowed_tokens(chosen: Ids, remaining: Sequence[Ids]) -> tuple[Ids, ...]:
         tuple(sorted({ids[depth] for ids in remaining if ids[:depth] == chosen[:depth]}))
         for depth in range(len(chosen))
     )
-
-
-_PROBE = "probe7f3a"
-_QUESTION: Message = {"role": "user", "content": "Q"}
-
-
-def _valid(text: str) -> str:
-    """The text with `?` for lone surrogates, which tokenizers refuse."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\[([0-9]+)\]", r"(\1)", " ".join(text.split()))
-
-
-def _broken(token: str) -> str:
-    token = token.strip()
-    return f"{token[0]} {token[1:]}" if len(token) > 1 else " "
-
-
-def _whole_words(text: str, end: int) -> str:
-    """`text[:end]` without the word that the cut went through, unless it is the only one."""
-    cut = text[:end]
-    if end < len(text) and not text[end].isspace() and " " in cut:
-        cut = cut[: cut.rindex(" ")]
-    return cut.rstrip()
 
 
 def _common_prefix(*sequences: Ids) -> Ids:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lit_rerank.encoding import EncodedWindow, Ids, WindowEncoder
+from lit_rerank.chat import Ids
+from lit_rerank.encoding import EncodedWindow, WindowEncoder
 from lit_rerank.errors import UserError
 
 Pick = Literal["hardest", "on_policy"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rerank.backbone import is_adapted
-from lit_rerank.encoding import Ids
+from lit_rerank.chat import Ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

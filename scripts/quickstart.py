@@ -69,7 +69,7 @@ def evaluate(
         "malformed_generate": sum(one.parsed.malformed for one in decoded) / len(decoded),
         "generated_windows": len(decoded),
         **choice_figures(model, encoder, windows),
-        "mmlu_smoke": mmlu_smoke(model, encoder.tokenizer)["acc"],
+        "mmlu_smoke": mmlu_smoke(model, encoder.chat.tokenizer)["acc"],
     }
 
 

@@ -249,7 +249,7 @@ def test_ready_made_pairs_are_taken_as_they_stand(tiny_model: Path, tmp_path: Pa
         (preference,) = example.preferences
         assert example.pick is None
         parts = (preference.state, preference.chosen, *preference.rejected)
-        texts.add(tuple(module.encoder.tokenizer.decode(ids) for ids in parts))
+        texts.add(tuple(module.encoder.chat.tokenizer.decode(ids) for ids in parts))
     assert texts == {
         ("Which is larger?", "The sun.<|im_end|>", "The moon.<|im_end|>"),
         ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Because.<|im_end|>", "Why not?<|im_end|>"),

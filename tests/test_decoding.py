@@ -24,13 +24,13 @@ def windows() -> list[Window]:
 
 def generate_alone(generator: Generator, window: Window) -> str:
     """The twin: one prompt, no padding, argmax of the whole logits, everything read again for each token."""
-    encoder, end = generator.encoder, generator.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    encoder, end = generator.encoder, generator.encoder.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = list(encoder.encode_prompt(window))
     start = len(ids)
     with torch.no_grad():
         while len(ids) - start < encoder.completion_length(len(window)) and end not in ids[start:]:
             ids.append(int(generator.model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return str(encoder.tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return str(encoder.chat.tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("format", ["chain", "direct"])

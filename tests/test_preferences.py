@@ -37,7 +37,7 @@ def example(
 
 
 def text(encoder: WindowEncoder, ids: tuple[int, ...]) -> str:
-    return encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return encoder.chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def identifiers(encoder: WindowEncoder, preference: Preference) -> tuple[int, set[int]]:

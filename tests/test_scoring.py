@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lit_rerank.encoding import Ids
+from lit_rerank.chat import Ids
 from lit_rerank.scoring import RowsBuilder, token_logps
 
 VOCABULARY = 300

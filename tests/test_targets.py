@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_modules.records import Window
-from lit_rerank.encoding import EncodedWindow, Ids, PromptSettings, WindowEncoder
+from lit_rerank.chat import Ids
+from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.losses import dpo_loss, segment_mean
 from lit_rerank.preferences import Negatives, Preference, PreferenceExample, pick_rejected
 from lit_rerank.scoring import token_logps
