@@ -53,6 +53,8 @@ class BackboneSettings:
         dtype: of the frozen weights (and of 4-bit arithmetic); `auto` is what the checkpoint says.
         attention: implementation by Transformers' name (`sdpa`, `eager`, `flash_attention_2`, ...); null: the model's
             own choice. On a CPU `eager` trains short windows faster.
+        compile: torch.compile each layer. Rows then have lengths of few sizes (see `token_logps`), each of which is
+            compiled once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
         lora: shape of a new adapter.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         trust_remote_code: run code that the model's repository brings.
@@ -64,6 +66,7 @@ class BackboneSettings:
     load_in_4bit: bool = False
     dtype: DType = "auto"
     attention: str | None = None
+    compile: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
@@ -181,7 +184,14 @@ def load_backbone(settings: BackboneSettings) -> "PreTrainedModel":
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+    if settings.compile:
+        _compile_layers(model)
     return model.train()
+
+
+def is_compiled(model: "PreTrainedModel") -> bool:
+    """Whether the model's layers are compiled, each for every size of rows that it meets."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
 
 
 def context_length(model: str, trust_remote_code: bool = False) -> int | None:
@@ -201,6 +211,17 @@ def trainable_parameters(module: "torch.nn.Module") -> "dict[str, torch.nn.Param
 def is_adapted(model: "PreTrainedModel") -> bool:
     """Whether an adapter sits on the model."""
     return hasattr(model, "peft_config")
+
+
+def _compile_layers(model: "PreTrainedModel") -> None:
+    """Layer by layer: they are alike, so that compiling takes seconds, where a whole model takes minutes."""
+    import torch
+
+    # Training and evaluation, policy and reference, the sizes of rows: each combination is compiled anew.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    body: Any = model.base_model.model if is_adapted(model) else model
+    for layer in body.base_model.layers:
+        layer.compile(dynamic=False)
 
 
 def _new_adapter(model: "PreTrainedModel", lora: LoraSettings) -> "PreTrainedModel":

@@ -62,7 +62,7 @@ def train(args: Sequence[str] | None = None) -> None:
         _check_configs(words)
         with_cached_help(words, run)
 
-    _in_one_line(checked)
+    in_one_line(checked)
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
@@ -92,7 +92,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         chosen = parser.parse_args(list(args) if args is not None else None)
         functions[chosen.subcommand](**vars(chosen[chosen.subcommand]))
 
-    _in_one_line(run)
+    in_one_line(run)
 
 
 def _check_configs(words: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ def installed_packages_first() -> None:
     sys.path.sort(key=lambda folder: Path(folder) == checkout)
 
 
-def _in_one_line(run: Callable[[], Any]) -> None:
+def in_one_line(run: Callable[[], Any]) -> None:
     """Run a command: without noise, and what the user can mend without a traceback."""
     for message in NOISE:
         warnings.filterwarnings("ignore", f"(?s).*{re.escape(message)}")

@@ -1,12 +1,14 @@
 """From windows to permutations: plain greedy generation, read back with tolerance."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from data_modules.records import Window
+from lit_rerank.backbone import is_compiled
 from lit_rerank.chain import Parsed
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import WindowEncoder
@@ -93,16 +95,19 @@ class Generator:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         training = self.model.training
         self.model.eval()
+        # With every token the cache grows: compiled layers would be compiled for each of its lengths.
+        uncompiled = torch.compiler.set_stance("force_eager") if is_compiled(self.model) else nullcontext()
         try:
-            output = cast(Any, self.model).generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                max_new_tokens=max(limits),
-                **_GREEDY,
-                eos_token_id=end,
-                pad_token_id=end,
-                use_cache=True,
-            )
+            with uncompiled:
+                output = cast(Any, self.model).generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    max_new_tokens=max(limits),
+                    **_GREEDY,
+                    eos_token_id=end,
+                    pad_token_id=end,
+                    use_cache=True,
+                )
         finally:
             self.model.train(training)
         answers = [ids[:limit] for ids, limit in zip(output[:, longest:].tolist(), limits, strict=True)]

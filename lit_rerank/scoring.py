@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_rerank.backbone import is_adapted
+from lit_rerank.backbone import is_adapted, is_compiled
 from lit_rerank.chat import Ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
+
+
+COMPILED_LENGTH = 64  # compiled layers meet rows of multiples of so many tokens only
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,12 @@ class RowsBuilder:
 def token_logps(model: "PreTrainedModel", rows: Rows) -> Tensor:
     """Log-probabilities, in nats and float32, of all the tokens asked for: (questions,).
 
-    What begins all rows is read once, where that pays. Logits are the memory of training: the model's head sees only
-    the places that are asked about, whereas `logits_to_keep` would give it each of their positions in every row.
+    What begins all rows is read once, where that pays; compiled layers get whole rows, padded to few lengths. Logits
+    are the memory of training: the model's head sees only the places that are asked about, whereas `logits_to_keep`
+    would give it each of their positions in every row.
     """
     trunk = rows.trunk if _pays(model, rows) else 0
-    ids = rows.ids[:, trunk:]
+    ids = _lengthened(rows.ids, COMPILED_LENGTH) if is_compiled(model) else rows.ids[:, trunk:]
     places, place = (rows.row * ids.shape[1] + rows.position - trunk).unique(return_inverse=True)
 
     def keep_places(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -91,11 +95,17 @@ def token_logps(model: "PreTrainedModel", rows: Rows) -> Tensor:
 def _pays(model: "PreTrainedModel", rows: Rows) -> bool:
     """Whether reading the trunk once saves an eighth of the tokens or more, and the model can do so.
 
-    Checkpointed layers keep no keys, and recurrent ones have none.
+    Checkpointed layers keep no keys, recurrent ones have none, and compiled ones would be compiled for every cache.
     """
     saved = rows.trunk * (len(rows.ids) - 1)
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return 8 * saved >= rows.ids.numel() and not checkpointed and not model._is_stateful
+    whole = checkpointed or model._is_stateful or is_compiled(model)
+    return 8 * saved >= rows.ids.numel() and not whole
+
+
+def _lengthened(ids: Tensor, multiple: int) -> Tensor:
+    """Rows padded on the right to the next multiple of a length."""
+    return torch.nn.functional.pad(ids, (0, -ids.shape[1] % multiple))
 
 
 def _read(model: "PreTrainedModel", ids: Tensor, copies: int) -> "DynamicCache":

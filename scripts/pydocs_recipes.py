@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lit_rerank.errors import UserError
+
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 
@@ -21,11 +23,16 @@ def start_anew(runs: Path) -> None:
 
 
 def train(recipe: str, runs: Path, *overrides: str) -> None:
-    """Run the command that configs/recipes/pydocs.{recipe}.yaml opens with, in folders under `runs`."""
+    """Run the command that configs/recipes/pydocs.{recipe}.yaml opens with, in folders under `runs`.
+
+    Raises:
+        UserError: if it fails.
+    """
     command = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
     words = [*shlex.split(command.replace("runs/pydocs.", f"{runs}/")), *overrides]
     print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
-    subprocess.run([sys.executable, *words], check=True)
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError(f"the training of {recipe} has failed; its message stands above")
 
 
 def windows_seen(run: Path) -> list[tuple[int, int]]:

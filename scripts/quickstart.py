@@ -13,6 +13,7 @@ from typing import Any
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
+from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
@@ -59,6 +60,7 @@ def evaluate(
         max_passage_tokens=prompt.max_passage_tokens,
         repeat_identifier=prompt.repeat_identifier,
         sliding=SLIDING,
+        batch_size=32,
         dtype="bfloat16",
     )
     rankings = with_progress([record.shuffled(SEED) for record in records], reranker)
@@ -139,32 +141,27 @@ def to_tensorboard(systems: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def show(systems: Mapping[str, Mapping[str, Any]], seconds: int) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
+    no_skill = next(row["no_skill"] for row in systems.values() if "no_skill" in row)
     table = Table(
-        "",
-        "nDCG@10",
-        "95 % interval",
-        "RR@10",
-        "malformed",
-        "choice loss (no skill)",
-        "MMLU smoke",
+        box=SIMPLE_HEAD,
         caption=(
-            f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own); {seconds / 60:.0f} "
-            "minutes in all. So short a training shows that the model learns to find the passage that answers. It does "
-            "not show which method ranks best: the intervals are wide, the questions few and the model small."
+            f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own), {seconds / 60:.0f} "
+            f"minutes in all. The choice loss of guessing is {no_skill:.3f}. So short a training shows that the model "
+            "learns to find the passage that answers. It does not show which method ranks best: the intervals are "
+            "wide, the questions few and the model small."
         ),
     )
+    for heading in ("", "nDCG@10", "95 %", "RR@10", "malformed", "choice loss", "MMLU"):
+        table.add_column(heading, no_wrap=True)
     for name, row in systems.items():
         low, high = row["nDCG@10_interval"]
-        cells = [name, f"{row['nDCG@10']:.4f}", f"{low:.3f} .. {high:.3f}", f"{row['RR@10']:.4f}"]
+        cells = [name, f"{row['nDCG@10']:.3f}", f"{low:.2f} - {high:.2f}", f"{row['RR@10']:.3f}"]
         if "choice_loss" in row:
-            cells += [
-                f"{row['malformed_generate']:.1%}",
-                f"{row['choice_loss']:.3f} ({row['no_skill']:.3f})",
-                f"{row['mmlu_smoke']:.3f}",
-            ]
+            cells += [f"{row['malformed_generate']:.1%}", f"{row['choice_loss']:.3f}", f"{row['mmlu_smoke']:.3f}"]
         table.add_row(*cells)
     Console().print(table)
     print(
@@ -182,4 +179,4 @@ Your own data and one GPU: README.md"""
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_modules.sources import SearchedSource
+from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.metrics import means, parse_measure, per_query
 from scripts.pydocs_recipes import curve, start_anew, train, windows_seen
@@ -62,4 +63,4 @@ def first_stage() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from data_modules.records import Window
 from lit_rerank.backbone import load_model, load_tokenizer
@@ -42,6 +43,17 @@ def test_batches_of_unequal_windows_get_the_answers_that_each_gets_alone(
     for window, decoded in zip(windows(), generator(windows()), strict=True):
         assert decoded.text == generate_alone(generator, window)
         assert sorted(decoded.permutation) == list(range(1, len(window) + 1))
+
+
+def test_compiled_layers_generate_uncompiled(tiny_model: Path) -> None:
+    generator, compiled = make_generator(tiny_model, 3), CompileCounter()
+    expected = generator(windows())
+    for layer in generator.model.model.layers:
+        layer.compile(backend=compiled)
+    assert generator(windows()) == expected
+    assert compiled.frame_count == 0
+    generator.model(torch.tensor([[1, 2, 3]]))
+    assert compiled.frame_count > 0
 
 
 def test_a_random_model_is_malformed_and_repaired(tiny_model: Path) -> None:

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone
 from lit_rerank.chat import Ids
 from lit_rerank.scoring import RowsBuilder, token_logps
 
@@ -118,6 +119,21 @@ def test_checkpointed_layers_read_whole_rows(tiny_model: Path) -> None:
     torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
     found = [gradients(m, a.sum()) for m, a in zip((plain, checkpointed), answers, strict=True)]
     assert_same_gradients(*found)
+
+
+def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
+    lora = LoraSettings(r=2, target_modules=["q_proj"])
+    plain, compiled = (load_backbone(BackboneSettings(str(tiny_model), lora=lora, compile=c)) for c in (False, True))
+    compiled.load_state_dict(plain.state_dict())
+    lengths: list[int] = []
+    compiled.get_input_embeddings().register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    for seed in (5, 1):  # with a common beginning and without
+        rows = (branching_questions(seed) if seed == 5 else random_questions(seed))[0].rows()
+        answers = [token_logps(model, rows) for model in (plain, compiled)]
+        torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
+        found = [gradients(m, a.sum()) for m, a in zip((plain, compiled), answers, strict=True)]
+        assert_same_gradients(*found)
+    assert lengths == [64, 64]
 
 
 def test_padding_never_matters(tiny_model: Path) -> None:
