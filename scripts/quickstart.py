@@ -157,6 +157,8 @@ def show(systems: Mapping[str, Mapping[str, Any]], seconds: int) -> None:
     no_skill = next(row["no_skill"] for row in systems.values() if "no_skill" in row)
     table = Table(
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         caption=(
             f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own), {seconds / 60:.0f} "
             f"minutes in all. The choice loss of guessing is {no_skill:.3f}. So short a training shows that the model "
