@@ -6,7 +6,7 @@ from typing import Any
 
 from data_modules.base import RankingDataModule, to_record
 from data_modules.windows import generator
-from lit_rerank.preferences import Negatives, Preference, PreferenceExample
+from lit_rerank.preferences import Negatives, PreferenceExample
 
 
 class PreferenceDataModule(RankingDataModule[PreferenceExample]):
@@ -29,5 +29,6 @@ class PreferenceDataModule(RankingDataModule[PreferenceExample]):
         return self.negatives.example(self.encoder.encode(window, self.choices), self.encoder, draw)
 
     def _pair(self, row: Mapping[str, Any], index: int) -> PreferenceExample:
-        state, chosen, rejected = self.encoder.encode_pair(json.loads(row["prompt"]), row["chosen"], row["rejected"])
-        return PreferenceExample(str(index), (Preference(state, chosen, (rejected,)),))
+        return PreferenceExample.pair(
+            str(index), *self.encoder.encode_pair(json.loads(row["prompt"]), row["chosen"], row["rejected"])
+        )

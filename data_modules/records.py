@@ -71,6 +71,7 @@ class Window:
     Attributes:
         permutation: the target order as identifiers (1-based) of this window, best first, or None.
         choices: only the first so many places of the permutation are known; None: all.
+        grades: judged grades of the passages, 0 where one has none, or None where nothing is judged.
     """
 
     qid: str
@@ -78,6 +79,7 @@ class Window:
     passages: tuple[Passage, ...]
     permutation: tuple[int, ...] | None = None
     choices: int | None = None
+    grades: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -94,7 +96,24 @@ class Window:
             permutation = tuple(identifier[i - 1] for i in record.permutation if i - 1 in identifier)
             if record.choices is not None:
                 choices = sum(i - 1 in identifier for i in record.known)
-        return cls(record.qid, record.query, tuple(record.passages[i] for i in order), permutation, choices)
+        passages = tuple(record.passages[i] for i in order)
+        grades = None if record.qrels is None else tuple(record.qrels.get(p.docid, 0) for p in passages)
+        return cls(record.qid, record.query, passages, permutation, choices, grades)
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """What each passage is worth, in the order of the permutation.
+
+        Its grade where the window is judged, else (n - rank) / (n - 1); passages whose rank is not known share theirs.
+        """
+        if self.permutation is None:
+            return ()
+        if self.grades is not None:
+            return tuple(float(max(0, self.grades[i - 1])) for i in self.permutation)
+        n = len(self)
+        known = n if self.choices is None else self.choices
+        ranks = [rank if rank <= known else (known + 1 + n) / 2 for rank in range(1, n + 1)]
+        return tuple((n - rank) / max(1, n - 1) for rank in ranks)
 
 
 def check_permutation(permutation: Sequence[int], n: int, qid: str) -> None:

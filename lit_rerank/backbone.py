@@ -51,10 +51,8 @@ class BackboneSettings:
         tune: `lora` trains an adapter, `full` trains every weight.
         load_in_4bit: QLoRA (Dettmers et al. 2023): NF4 with double quantisation; needs `tune: lora`.
         dtype: of the frozen weights (and of 4-bit arithmetic); `auto` is what the checkpoint says.
-        attention: implementation by Transformers' name (`sdpa`, `eager`, `flash_attention_2`, ...); null: the model's
-            own choice. On a CPU `eager` trains short windows faster.
-        compile: torch.compile each layer. Rows then have lengths of few sizes (see `token_logps`), each of which is
-            compiled once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
+        compile: torch.compile each layer. Rows then have few lengths (see `token_logps`), each of which is compiled
+            once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
         lora: shape of a new adapter.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         trust_remote_code: run code that the model's repository brings.
@@ -65,7 +63,6 @@ class BackboneSettings:
     tune: Tune = "lora"
     load_in_4bit: bool = False
     dtype: DType = "auto"
-    attention: str | None = None
     compile: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     gradient_checkpointing: bool = False
@@ -92,18 +89,15 @@ def load_model(
     *,
     load_in_4bit: bool = False,
     dtype: DType = "auto",
-    attention: str | None = None,
     trainable: bool = False,
     trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
     """A causal LM with an adapter on top, if one is named; frozen unless `trainable`."""
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "dtype": dtype,
-        "attn_implementation": attention,
-    }
+    from lit_rerank.attention import PACKED
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     loaded: Any
     found: Any
     if load_in_4bit:
@@ -121,6 +115,8 @@ def load_model(
             "are missing or have another shape"
         )
     _keep_gradients_exact(loaded)
+    if loaded._supports_attention_backend and loaded.config._attn_implementation == "sdpa":
+        loaded.set_attn_implementation(PACKED)
     if adapter is not None:
         return add_adapter(loaded, adapter, "default", trainable)
     return cast("PreTrainedModel", loaded if trainable else loaded.requires_grad_(False))
@@ -175,7 +171,6 @@ def load_backbone(settings: BackboneSettings) -> "PreTrainedModel":
         settings.adapter,
         load_in_4bit=settings.load_in_4bit,
         dtype=settings.dtype,
-        attention=settings.attention,
         trainable=settings.tune == "full" or settings.adapter is not None,
         trust_remote_code=settings.trust_remote_code,
     )

@@ -16,12 +16,12 @@ from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
-from lit_rerank.preferences import PreferenceExample, pick_rejected
+from lit_rerank.preferences import PreferenceExample
 from lit_rerank.reference import FrozenAdapter, Reference
 from lit_rerank.reranker import Ranking, SlidingWindow, load_prompt_settings, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
-from lit_rerank.targets import ChoiceTargets, PreferenceTargets, SFTTargets
+from lit_rerank.targets import PreferenceTargets, SFTTargets
 
 Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
@@ -292,7 +292,7 @@ class SFTModule(RerankModule[EncodedWindow]):
 
     def objective(self, batch: Sequence[EncodedWindow]) -> Objective:
         targets = SFTTargets.build(batch, self.device)
-        logps = token_logps(self.model, targets.rows)
+        logps = token_logps(self.model, targets.packed)
         loss = targets.loss(logps, self.choice_weight, self.remaining_weight, self.normalise_choices)
         figures: dict[str, tuple[Tensor | float, int]] = {
             "choice_loss": (loss.choice, len(batch)),
@@ -303,7 +303,7 @@ class SFTModule(RerankModule[EncodedWindow]):
         }
         if targets.unordered_windows:
             figures["remaining_loss"] = (loss.remaining, targets.unordered_windows)
-        return Objective(loss.windows, targets.rows.tokens, figures)
+        return Objective(loss.windows, len(targets.packed), figures)
 
 
 class DPOModule(RerankModule[PreferenceExample]):
@@ -315,6 +315,8 @@ class DPOModule(RerankModule[PreferenceExample]):
         loss: `sigmoid`, `ipo`, `hinge` or `robust` (see `dpo_loss`).
         label_smoothing: share of preferences taken to be the wrong way round (sigmoid: cDPO; robust).
         sft_weight: weight of the chosen completions' mean cross-entropy per token, added to the loss.
+        step_weights: how a window's steps are weighed: `uniform`, or `ndcg`, by the nDCG that their wrong choices cost
+            (of several, in the mean; a window whose passages are all judged alike then teaches nothing).
     """
 
     def __init__(
@@ -328,6 +330,7 @@ class DPOModule(RerankModule[PreferenceExample]):
         loss: DPOKind = "sigmoid",
         label_smoothing: float = 0.0,
         sft_weight: float = 0.0,
+        step_weights: Literal["uniform", "ndcg"] = "uniform",
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking)
         if beta <= 0 or not 0 <= label_smoothing < 0.5:
@@ -335,7 +338,8 @@ class DPOModule(RerankModule[PreferenceExample]):
         if label_smoothing and loss not in ("sigmoid", "robust"):
             raise UserError(f"label_smoothing has no meaning for the loss {loss!r}; use sigmoid or robust")
         self.reference = reference or FrozenAdapter()
-        self.beta, self.loss, self.label_smoothing, self.sft_weight = beta, loss, label_smoothing, sft_weight
+        self.beta, self.loss, self.label_smoothing = beta, loss, label_smoothing
+        self.sft_weight, self.step_weights = sft_weight, step_weights
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
@@ -344,16 +348,17 @@ class DPOModule(RerankModule[PreferenceExample]):
             self.model.train()  # whatever attaching a frozen one has switched off
 
     def objective(self, batch: Sequence[PreferenceExample]) -> Objective:
-        targets = PreferenceTargets.build(self._picked(batch), self.device)
-        if targets is None:
+        candidates = PreferenceTargets.build(batch, self.device)
+        picked = None if candidates is None else candidates.picked(self.reference.token_logps(candidates.packed))
+        if picked is None:
             return Objective(torch.empty(0, device=self.device), 0, {"preferences": (0.0, len(batch))})
-        reference = targets.completion_logps(self.reference.token_logps(targets.rows))
-        policy = targets.completion_logps(token_logps(self.model, targets.rows))
+        targets, reference = picked
+        policy = targets.completion_logps(token_logps(self.model, targets.packed))
         losses, chosen, rejected = dpo_loss(*policy, *reference, self.beta, self.loss, self.label_smoothing)
         nll = -policy[0] / targets.length[targets.chosen]
 
-        def mean(values: Tensor) -> Tensor:
-            return segment_mean(values, targets.window, targets.windows)
+        def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+            return segment_mean(values, targets.window, targets.windows, weights)
 
         right = (chosen > rejected).to(losses.dtype)
         by_window = {
@@ -374,16 +379,8 @@ class DPOModule(RerankModule[PreferenceExample]):
             **{name: (mean(values).mean(), targets.windows) for name, values in by_window.items()},
             **{name: (values.mean(), len(values)) for name, values in by_step.items()},
         }
-        return Objective(mean(losses + self.sft_weight * nll), targets.rows.tokens, figures)
-
-    def _picked(self, batch: Sequence[PreferenceExample]) -> list[PreferenceExample]:
-        """The batch with the rejected completions that the reference picks, where it is to pick."""
-        to_pick = [example for example in batch if example.pick and example.preferences]
-        if not to_pick:
-            return list(batch)
-        targets = ChoiceTargets.build(to_pick, self.device)
-        scores = iter(targets.scores(self.reference.token_logps(targets.rows)))
-        return [pick_rejected(e, next(scores)) if e.pick and e.preferences else e for e in batch]
+        weights = targets.lost if self.step_weights == "ndcg" else None
+        return Objective(mean(losses + self.sft_weight * nll, weights), len(targets.packed), figures)
 
     def on_validation_end(self) -> None:
         self.reference.save()

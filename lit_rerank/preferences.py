@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import log2
 from typing import Literal
 
 from lit_rerank.chat import Ids
@@ -14,16 +15,18 @@ Pick = Literal["hardest", "on_policy"]
 
 @dataclass(frozen=True)
 class Preference:
-    """After `state`, the tokens `chosen` are preferred to each of `rejected`.
+    """Of a sequence, the tokens from `start` to before `end` are preferred, in their place, to each of `rejected`.
 
     Attributes:
         step: which choice of the window this is (1-based); 1 for whole completions.
+        lost: for each of `rejected`, the nDCG that choosing it costs (see `ndcg_lost`).
     """
 
-    state: Ids
-    chosen: Ids
+    start: int
+    end: int
     rejected: tuple[Ids, ...]
-    step: int = 1
+    step: int
+    lost: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,30 @@ class PreferenceExample:
     """The preferences of one window (or of one ready-made pair).
 
     Attributes:
+        ids: the sequence that holds what is chosen: the prompt and the teacher's answer.
         pick: None to use every rejected completion; otherwise the reference model picks among them:
             `hardest` the one it likes most; `on_policy` its own choice, and no preference where that is the teacher's.
     """
 
     qid: str
+    ids: Ids
     preferences: tuple[Preference, ...]
     pick: Pick | None = None
+
+    @classmethod
+    def pair(cls, qid: str, state: Ids, chosen: Ids, rejected: Ids) -> "PreferenceExample":
+        """After `state`, one whole completion is preferred to another."""
+        ids = state + chosen
+        return cls(qid, ids, (Preference(len(state), len(ids), (rejected,), step=1, lost=(1.0,)),))
+
+    def narrowed(self, kept: Sequence[Sequence[int]]) -> "PreferenceExample":
+        """Only these (0-based) of each preference's rejected completions; a preference without any is left out."""
+        preferences = tuple(
+            replace(p, rejected=tuple(p.rejected[i] for i in some), lost=tuple(p.lost[i] for i in some))
+            for p, some in zip(self.preferences, kept, strict=True)
+            if some
+        )
+        return PreferenceExample(self.qid, self.ids, preferences)
 
 
 @dataclass(frozen=True)
@@ -63,45 +83,42 @@ class Negatives:
 
     def example(self, encoded: EncodedWindow, encoder: WindowEncoder, draw: random.Random) -> PreferenceExample:
         """The preferences of a window; `draw` decides what is sampled."""
-        qid = encoded.window.qid
-        if self.mode == "sequence":
-            alternatives = len(encoded.choices) > 1
-            return PreferenceExample(qid, (sequence_preference(encoded, encoder, draw),) if alternatives else ())
+        if self.mode == "sequence" and len(encoded.choices) > 1:
+            return sequence_preference(encoded, encoder, draw)
         preferences = step_preferences(encoded, encoder)
-        if self.mode == "sampled":
-            preferences = tuple(
-                replace(p, rejected=tuple(draw.sample(p.rejected, min(self.count or 1, len(p.rejected)))))
-                for p in preferences
-            )
         pick: Pick | None = self.mode if self.mode in ("hardest", "on_policy") else None  # type: ignore[assignment]
-        return PreferenceExample(qid, preferences, pick)
+        example = PreferenceExample(encoded.window.qid, encoded.ids, preferences, pick)
+        if self.mode != "sampled":
+            return example
+        numbers = [range(len(preference.rejected)) for preference in preferences]
+        return example.narrowed([draw.sample(some, min(self.count or 1, len(some))) for some in numbers])
 
 
 def step_preferences(encoded: EncodedWindow, encoder: WindowEncoder) -> tuple[Preference, ...]:
     """One preference for each supervised step but the window's last, against every wrong identifier that remains."""
-    choices = encoded.choices
+    choices, gains = encoded.choices, encoded.window.gains
     return tuple(
         Preference(
-            state=encoded.ids[: choice.start],
-            chosen=encoded.ids[choice.start : choice.end],
+            start=choice.start,
+            end=choice.end,
             rejected=tuple(encoder.identifier_ids(later.identifier) for later in choices[step:]),
             step=step,
+            lost=tuple(ndcg_lost(gains, step, later) for later in range(step + 1, len(choices) + 1)),
         )
         for step, choice in enumerate(choices[:-1][: encoded.supervised], start=1)
     )
 
 
-def sequence_preference(encoded: EncodedWindow, encoder: WindowEncoder, draw: random.Random) -> Preference:
+def sequence_preference(encoded: EncodedWindow, encoder: WindowEncoder, draw: random.Random) -> PreferenceExample:
     """The teacher's completion against that of a random other order, both as far as the teacher is trusted."""
     permutation, trusted = tuple(choice.identifier for choice in encoded.choices), encoded.supervised
     wrong = permutation
     while wrong[:trusted] == permutation[:trusted]:
         wrong = tuple(draw.sample(permutation, len(permutation)))
     rejected = encoder.encode(replace(encoded.window, permutation=wrong), trusted)
-    return Preference(
-        state=encoded.ids[: encoded.prompt_length],
-        chosen=_trusted_completion(encoded),
-        rejected=(_trusted_completion(rejected),),
+    state = encoded.ids[: encoded.prompt_length]
+    return PreferenceExample.pair(
+        encoded.window.qid, state, _trusted_completion(encoded), _trusted_completion(rejected)
     )
 
 
@@ -112,15 +129,25 @@ def _trusted_completion(encoded: EncodedWindow) -> Ids:
     return encoded.ids[encoded.prompt_length : end]
 
 
-def pick_rejected(example: PreferenceExample, scores: Sequence[Sequence[float]]) -> PreferenceExample:
-    """Keep of each preference the rejected completion that the reference picks.
+def ndcg_lost(gains: Sequence[float], place: int, other: int) -> float:
+    """How much nDCG an order loses by the exchange of two of its places (1-based), as LambdaRank has it; 0 or more.
+
+    Args:
+        gains: what the order's passages are worth.
+    """
+    ideal = sum(gain / log2(1 + rank) for rank, gain in enumerate(sorted(gains, reverse=True), start=1))
+    lost = (gains[place - 1] - gains[other - 1]) * (1 / log2(1 + place) - 1 / log2(1 + other))
+    return max(0.0, lost / ideal) if ideal > 0 else 0.0
+
+
+def picked(pick: Pick, scores: Sequence[Sequence[float]]) -> list[tuple[int, ...]]:
+    """Which of the rejected completions the reference picks for each preference: one (0-based) or none.
 
     Args:
         scores: for each preference, the reference's log-probabilities of the chosen and of each rejected identifier.
     """
-    picked = []
-    for preference, (chosen, *rejected) in zip(example.preferences, scores, strict=True):
+    found: list[tuple[int, ...]] = []
+    for chosen, *rejected in scores:
         best = max(range(len(rejected)), key=rejected.__getitem__)
-        if example.pick == "hardest" or rejected[best] > chosen:
-            picked.append(replace(preference, rejected=(preference.rejected[best],)))
-    return PreferenceExample(example.qid, tuple(picked))
+        found.append((best,) if pick == "hardest" or rejected[best] > chosen else ())
+    return found

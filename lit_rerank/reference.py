@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lit_rerank.backbone import BackboneSettings, DType, add_adapter, is_adapted, load_model
 from lit_rerank.errors import UserError
-from lit_rerank.scoring import Rows, token_logps
+from lit_rerank.packing import Packed
+from lit_rerank.scoring import token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +43,8 @@ class Reference(ABC):
         """
 
     @abstractmethod
-    def token_logps(self, rows: Rows) -> Tensor:
-        """The reference's answers to `rows`: (questions,) nats, float32.
+    def token_logps(self, packed: Packed) -> Tensor:
+        """The reference's answers to `packed`: (questions,) nats, float32.
 
         The policy is left as it was, with its own adapter active and trainable: gradient checkpointing recomputes with
         whatever is active in the backward pass.
@@ -81,13 +82,13 @@ class FrozenAdapter(Reference):
     def origin(self, settings: BackboneSettings) -> Origin:
         return _origin(settings.model, self.adapter or settings.adapter, settings.load_in_4bit)
 
-    def token_logps(self, rows: Rows) -> Tensor:
+    def token_logps(self, packed: Packed) -> Tensor:
         trained = self.policy.active_adapter
         try:
             # Without inference_mode PEFT would make the frozen copy trainable. Switching back freezes what is inactive.
             self.policy.set_adapter(REFERENCE, inference_mode=True)
             with _frozen(self.policy):
-                return token_logps(self.policy, rows)
+                return token_logps(self.policy, packed)
         finally:
             self.policy.set_adapter(trained)
 
@@ -105,9 +106,9 @@ class AdapterOff(Reference):
             )
         self.policy: Any = policy
 
-    def token_logps(self, rows: Rows) -> Tensor:
+    def token_logps(self, packed: Packed) -> Tensor:
         with self.policy.disable_adapter(), _frozen(self.policy):
-            return token_logps(self.policy, rows)
+            return token_logps(self.policy, packed)
 
 
 class SeparateModel(Reference):
@@ -149,9 +150,9 @@ class SeparateModel(Reference):
             settings.load_in_4bit if self.load_in_4bit is None else self.load_in_4bit,
         )
 
-    def token_logps(self, rows: Rows) -> Tensor:
+    def token_logps(self, packed: Packed) -> Tensor:
         with _frozen(self.separate):
-            return token_logps(self.separate.to(rows.ids.device), rows)
+            return token_logps(self.separate.to(packed.ids.device), packed)
 
 
 class Precomputed(Reference):
@@ -182,18 +183,18 @@ class Precomputed(Reference):
     def origin(self, settings: BackboneSettings) -> Origin:
         return self.of.origin(settings) if self.of else super().origin(settings)
 
-    def token_logps(self, rows: Rows) -> Tensor:
-        keys = _keys(rows)
+    def token_logps(self, packed: Packed) -> Tensor:
+        keys = _keys(packed)
         if any(key not in self.values for key in keys):
             if self.of is None:
                 raise UserError(
                     f"the precomputed reference values at {self.path} lack some of this batch's: the data, the "
                     "tokenizer or the format is not the one they were made with; set reference.of to add them"
                 )
-            answers = dict(zip(keys, self.of.token_logps(rows).tolist(), strict=True))
+            answers = dict(zip(keys, self.of.token_logps(packed).tolist(), strict=True))
             self.new |= {key: logp for key, logp in answers.items() if key not in self.values}
             self.values |= self.new
-        return torch.tensor([self.values[key] for key in keys], dtype=torch.float32, device=rows.ids.device)
+        return torch.tensor([self.values[key] for key in keys], dtype=torch.float32, device=packed.ids.device)
 
     def save(self) -> None:
         """Write what was answered since the last call; every process writes files of its own."""
@@ -246,15 +247,17 @@ def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _keys(rows: Rows) -> list[int]:
-    """A 64-bit hash of each question's context and token."""
-    ids = rows.ids.cpu().numpy()
+def _keys(packed: Packed) -> list[int]:
+    """A 64-bit hash of each question's context and token; a token's context is its parent's and the parent."""
 
-    def key(row: int, position: int, token: int) -> int:
-        question = ids[row, : position + 1].tobytes() + token.to_bytes(8, "big")
-        return int.from_bytes(hashlib.blake2b(question, digest_size=8).digest(), "big", signed=True)
+    def digest(context: bytes, token: int, size: int = 16) -> bytes:
+        return hashlib.blake2b(context + token.to_bytes(8, "big"), digest_size=size).digest()
 
-    return list(map(key, rows.row.tolist(), rows.position.tolist(), rows.token.tolist()))
+    contexts: list[bytes] = []
+    for parent, token in zip(packed.parents, packed.ids.tolist(), strict=True):
+        contexts.append(digest(contexts[parent] if parent >= 0 else b"", token))
+    questions = zip(packed.place.tolist(), packed.token.tolist(), strict=True)
+    return [int.from_bytes(digest(contexts[place], token, 8), "big", signed=True) for place, token in questions]
 
 
 def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:

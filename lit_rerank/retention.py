@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_rerank.errors import UserError
 from lit_rerank.questions import LETTERS, Question, shipped_questions
 from lit_rerank.rng import rng_state, set_rng_state
+from lit_rerank.scoring import head_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,13 +150,8 @@ class LiveLM(HFLM):
         padding = int((inps != 0).flip(-1).int().argmax(-1).max())  # HFLM pads with 0
         kept = padding + self._longest_continuation
 
-        def keep_last(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden, *others = inputs
-            # Cloned: on a view, a bfloat16 head on the CPU takes twenty times as long.
-            return (hidden[:, -kept:].clone(memory_format=torch.contiguous_format), *others)
-
-        head: Any = self._live.get_output_embeddings()
-        with head.register_forward_pre_hook(keep_last):
+        # Cloned: on a view, a bfloat16 head on the CPU takes twenty times as long.
+        with head_input(self._live, lambda hidden: hidden[:, -kept:].clone(memory_format=torch.contiguous_format)):
             logits: Tensor = self._live(input_ids=inps, use_cache=False).logits
         if self._progress is not None:
             self._progress(len(inps))

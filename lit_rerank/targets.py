@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from lit_rerank.chain import no_skill_loss
+from lit_rerank.chat import Ids
 from lit_rerank.encoding import EncodedWindow, allowed_tokens
 from lit_rerank.losses import segment_mean
-from lit_rerank.preferences import PreferenceExample
-from lit_rerank.scoring import Rows, RowsBuilder
+from lit_rerank.packing import Packed, Packer
+from lit_rerank.preferences import PreferenceExample, picked
 
 Device = torch.device | str
 
@@ -55,7 +57,7 @@ class SFTTargets:
         no_skill: mean over windows of the choice loss of guessing, in nats.
     """
 
-    rows: Rows
+    packed: Packed
     right: Tensor
     window: Tensor
     unordered_token: Tensor
@@ -76,24 +78,24 @@ class SFTTargets:
 
     @classmethod
     def build(cls, batch: Sequence[EncodedWindow], device: Device = "cpu") -> "SFTTargets":
-        builder = RowsBuilder()
+        packer = Packer()
         right: list[list[int]] = []
         choice_window: list[int] = []
         window, unordered_token, choice_token, choice = [], [], [], []
         allowed: list[list[int]] = []
         for number, encoded in enumerate(batch):
-            sequence = builder.sequence(encoded.ids)
+            trunk = packer.trunk(encoded.ids)
             rank_at = {p: rank for rank, c in enumerate(encoded.choices) for p in range(c.start, c.end)}
             trusted = encoded.choices[: encoded.supervised]
             first_choice = len(choice_window)
             choice_window += [number] * len(trusted)
             for position in range(encoded.prompt_length, len(encoded.ids)):
-                answers = [builder.ask(sequence, position, encoded.ids[position])]
+                answers = [packer.ask(trunk, position, encoded.ids[position])]
                 rank = rank_at.get(position)
                 if rank is not None:
                     place = encoded.choices[rank]
                     others = [t for t in place.allowed[position - place.start] if t != encoded.ids[position]]
-                    answers += [builder.ask(sequence, position, t) for t in others]
+                    answers += [packer.ask(trunk, position, t) for t in others]
                 if rank is not None and rank < encoded.supervised:
                     choice_token.append(len(right))
                     choice.append(first_choice + rank)
@@ -104,7 +106,7 @@ class SFTTargets:
                 right.append(answers)
                 window.append(number)
         return cls(
-            rows=builder.rows(device),
+            packed=packer.pack(device),
             right=_padded(right, device),
             window=torch.tensor(window, device=device),
             unordered_token=torch.tensor(unordered_token, dtype=torch.long, device=device),
@@ -121,7 +123,7 @@ class SFTTargets:
         """The objective of each window: the weighted mean of its tokens' cross-entropies.
 
         Args:
-            logps: (answers,) what the model says to `rows`.
+            logps: (answers,) what the model says to `packed`.
             choice_weight: weight of a supervised choice's tokens.
             remaining_weight: weight of the other choices' tokens; all that is no choice weighs 1.
             normalise: take the probability of a choice's token over the tokens allowed there, not the vocabulary.
@@ -161,62 +163,94 @@ class PreferenceTargets:
     """The completions of a batch of preferences. P preferences, at most M rejected completions in one.
 
     Attributes:
-        completion: (answers,) the completion that each answer is part of.
+        completion: (answers of completions,) the completion that each is part of; these answers come first.
         length: (completions,) tokens of each.
         chosen: (P,) and rejected: (P, M) completions; -1 for none.
+        lost: (P,) mean over the rejected completions of the nDCG that choosing one costs.
         window: (P,) the window of each preference, numbered through those that have any; windows: how many.
         step: (P,) which choice of its window it is, 1-based.
+        choices: what else is asked so that the reference can pick; None where it need not.
+        examples: those of the batch that have preferences.
     """
 
-    rows: Rows
+    packed: Packed
     completion: Tensor
     length: Tensor
     chosen: Tensor
     rejected: Tensor
+    lost: Tensor
     window: Tensor
     windows: int
     step: Tensor
+    choices: "ChoiceTargets | None"
+    examples: tuple[PreferenceExample, ...]
 
     @classmethod
     def build(cls, batch: Sequence[PreferenceExample], device: Device = "cpu") -> "PreferenceTargets | None":
         """None where the batch holds no preference."""
-        builder = RowsBuilder()
+        packer = Packer()
         completion: list[int] = []
         length: list[int] = []
 
-        def add(state: tuple[int, ...], tokens: tuple[int, ...]) -> int:
-            sequence = builder.sequence(state + tokens[:-1])
+        def add(trunk: int, start: int, tokens: Ids) -> int:
             for i, token in enumerate(tokens):
-                builder.ask(sequence, len(state) + i, token)
+                packer.ask(trunk, start, token, tokens[:i])
                 completion.append(len(length))
             length.append(len(tokens))
             return len(length) - 1
 
-        chosen, rejected, window, step = [], [], [], []
-        examples = [example for example in batch if example.preferences]
-        for number, example in enumerate(examples):
-            for preference in example.preferences:
-                chosen.append(add(preference.state, preference.chosen))
-                rejected.append([add(preference.state, tokens) for tokens in preference.rejected])
-                window.append(number)
-                step.append(preference.step)
-        if not chosen:
+        chosen, rejected, lost, window, step = [], [], [], [], []
+        examples = tuple(example for example in batch if example.preferences)
+        if not examples:
             return None
+        trunks = [packer.trunk(example.ids) for example in examples]
+        for number, example in enumerate(examples):
+            for p in example.preferences:
+                chosen.append(add(trunks[number], p.start, example.ids[p.start : p.end]))
+                rejected.append([add(trunks[number], p.start, tokens) for tokens in p.rejected])
+                lost.append(sum(p.lost) / len(p.lost))
+                window.append(number)
+                step.append(p.step)
+        to_pick = any(example.pick for example in examples)
+        choices = ChoiceTargets.build(packer, trunks, examples, device) if to_pick else None
         return cls(
-            rows=builder.rows(device),
+            packed=packer.pack(device),
             completion=torch.tensor(completion, device=device),
             length=torch.tensor(length, device=device),
             chosen=torch.tensor(chosen, device=device),
             rejected=_padded(rejected, device),
+            lost=torch.tensor(lost, device=device),
             window=torch.tensor(window, device=device),
             windows=len(examples),
             step=torch.tensor(step, device=device),
+            choices=choices,
+            examples=examples,
         )
 
     def completion_logps(self, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities of the chosen (P,) and rejected (P, M) completions; -inf for none."""
-        sums = logps.new_zeros(len(self.length)).index_add(0, self.completion, logps)
+        ours = logps[: len(self.completion)]
+        sums = ours.new_zeros(len(self.length)).index_add(0, self.completion, ours)
         return sums[self.chosen], _gather(sums, self.rejected)
+
+    def picked(self, logps: Tensor) -> "tuple[PreferenceTargets, tuple[Tensor, Tensor]] | None":
+        """What is left when the model that gave these answers has picked (if anything), and its `completion_logps`."""
+        chosen, rejected = self.completion_logps(logps)
+        if self.choices is None:
+            return self, (chosen, rejected)
+        scores = self.choices.scores(logps)
+        kept = [
+            picked(example.pick, own) if example.pick else [tuple(range(len(p.rejected))) for p in example.preferences]
+            for example, own in zip(self.examples, scores, strict=True)
+        ]
+        left = [e.narrowed(some) for e, some in zip(self.examples, kept, strict=True)]
+        targets = PreferenceTargets.build(left, logps.device)
+        if targets is None:
+            return None
+        columns = [(row, some) for row, some in enumerate(chain.from_iterable(kept)) if some]
+        rows = torch.tensor([row for row, _ in columns], device=logps.device)
+        completions = _padded([[row * rejected.shape[1] + i for i in some] for row, some in columns], logps.device)
+        return targets, (chosen[rows], _gather(rejected.flatten(), completions))
 
 
 @dataclass(frozen=True)
@@ -230,39 +264,37 @@ class ChoiceTargets:
         sizes: how many candidates each preference has (the chosen and the rejected), in the batch's order.
     """
 
-    rows: Rows
     allowed: Tensor
     candidate: Tensor
     sizes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def build(cls, batch: Sequence[PreferenceExample], device: Device = "cpu") -> "ChoiceTargets":
-        builder = RowsBuilder()
+    def build(
+        cls, packer: Packer, trunks: Sequence[int], examples: Sequence[PreferenceExample], device: Device = "cpu"
+    ) -> "ChoiceTargets":
+        """Adds its questions to the packer's, about the trunks of the examples."""
         allowed: list[list[int]] = []
         candidate: list[int] = []
         candidates = 0
-        for example in batch:
+        for trunk, example in zip(trunks, examples, strict=True):
             for preference in example.preferences:
-                options = (preference.chosen, *preference.rejected)
-                answers: dict[tuple[int, ...], dict[int, int]] = {}
+                options = (example.ids[preference.start : preference.end], *preference.rejected)
+                answers: dict[Ids, dict[int, int]] = {}
                 for ids in options:
                     for depth, tokens in enumerate(allowed_tokens(ids, options)):
                         if len(tokens) == 1:
                             continue
                         path = ids[:depth]
                         if path not in answers:
-                            context = preference.state + path
-                            sequence = builder.sequence(context)
-                            answers[path] = {t: builder.ask(sequence, len(context), t) for t in tokens}
+                            answers[path] = {t: packer.ask(trunk, preference.start, t, path) for t in tokens}
                         others = [answers[path][t] for t in tokens if t != ids[depth]]
                         allowed.append([answers[path][ids[depth]], *others])
                         candidate.append(candidates)
                     candidates += 1
         return cls(
-            rows=builder.rows(device),
             allowed=_padded(allowed, device),
             candidate=torch.tensor(candidate, device=device),
-            sizes=tuple(tuple(1 + len(p.rejected) for p in example.preferences) for example in batch),
+            sizes=tuple(tuple(1 + len(p.rejected) for p in example.preferences) for example in examples),
         )
 
     def scores(self, logps: Tensor) -> list[list[list[float]]]:

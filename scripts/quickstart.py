@@ -108,7 +108,7 @@ def choice_figures(model: Any, encoder: Any, windows: Sequence[Window]) -> dict[
         batch = [encoder.encode(window) for window in windows[start : start + 16]]
         targets = SFTTargets.build(batch, model.device)
         with torch.no_grad():
-            loss = targets.loss(token_logps(model, targets.rows))
+            loss = targets.loss(token_logps(model, targets.packed))
         figures: dict[str, Any] = {
             "choice_loss": loss.choice,
             "no_skill": targets.no_skill,

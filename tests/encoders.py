@@ -9,6 +9,7 @@ from data_modules.records import Passage, Window
 from lit_rerank.chain import get_format
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.preferences import Preference, PreferenceExample
 from tests.test_chain import written
 from tests.tokenizers import TEMPLATES
 
@@ -55,3 +56,8 @@ def token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> Ids:
 def controls(coder: WindowEncoder, ids: Ids) -> list[str]:
     added = coder.chat.tokenizer.added_tokens_decoder
     return [str(added[i]) for i in ids if i in added]
+
+
+def parts(example: PreferenceExample, preference: Preference) -> tuple[Ids, Ids, tuple[Ids, ...]]:
+    """The tokens before a choice, those that are chosen, and those of each rejected one."""
+    return example.ids[: preference.start], example.ids[preference.start : preference.end], preference.rejected

@@ -17,6 +17,7 @@ from data_modules.windows import Augmentation, EpochSampler, generator
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.preferences import PreferenceExample
+from tests.encoders import parts
 from tests.tiny import record
 from tests.training import write_candidates
 
@@ -237,7 +238,8 @@ def test_preferences_are_those_of_the_windows_that_sft_draws(source: Path, tiny_
     )
     preferences.setup("fit")
     for encoded, example in zip(windows, flat(batches(preferences)), strict=True):
-        assert [p.state + p.chosen for p in example.preferences] == [encoded.ids[: c.end] for c in encoded.choices[:-1]]
+        found = [parts(example, p)[:2] for p in example.preferences]
+        assert [state + chosen for state, chosen in found] == [encoded.ids[: c.end] for c in encoded.choices[:-1]]
 
 
 def test_ready_made_pairs_are_taken_as_they_stand(tiny_model: Path, tmp_path: Path) -> None:
@@ -248,8 +250,8 @@ def test_ready_made_pairs_are_taken_as_they_stand(tiny_model: Path, tmp_path: Pa
     for example in flat(batches(module)):
         (preference,) = example.preferences
         assert example.pick is None
-        parts = (preference.state, preference.chosen, *preference.rejected)
-        texts.add(tuple(module.encoder.chat.tokenizer.decode(ids) for ids in parts))
+        state, chosen, (rejected,) = parts(example, preference)
+        texts.add(tuple(module.encoder.chat.tokenizer.decode(ids) for ids in (state, chosen, rejected)))
     assert texts == {
         ("Which is larger?", "The sun.<|im_end|>", "The moon.<|im_end|>"),
         ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Because.<|im_end|>", "Why not?<|im_end|>"),

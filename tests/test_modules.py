@@ -24,6 +24,7 @@ from lit_rerank.modules import OptimizerSettings, RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.reference import AdapterOff
 from lit_rerank.reranker import save_prompt_settings
+from tests.encoders import parts
 from tests.tiny import record
 from tests.training import figures
 
@@ -124,10 +125,9 @@ def dpo_loss(model: Any, examples: Sequence[PreferenceExample]) -> Tensor:
 
     losses = []
     for example in examples:
-        margins = [
-            reward(p.state, p.chosen) - torch.stack([reward(p.state, r) for r in p.rejected]).logsumexp(0)
-            for p in example.preferences
-        ]
+        margins = []
+        for state, chosen, rejected in (parts(example, p) for p in example.preferences):
+            margins.append(reward(state, chosen) - torch.stack([reward(state, r) for r in rejected]).logsumexp(0))
         if margins:
             losses.append(-torch.stack(margins).sigmoid().log().mean())
     return torch.stack(losses).mean()
@@ -237,10 +237,11 @@ def test_figures_of_dpo_are_those_of_the_batch(
     for example in examples:
         own = []
         for p in example.preferences:
+            state, *answers = parts(example, p)[0], parts(example, p)[1], *p.rejected
             with torch.no_grad():
-                policy = [logps(module.model, p.state + r, len(p.state)).sum() for r in (p.chosen, *p.rejected)]
+                policy = [logps(module.model, state + r, len(state)).sum() for r in answers]
                 with module.model.disable_adapter():
-                    reference = [logps(module.model, p.state + r, len(p.state)).sum() for r in (p.chosen, *p.rejected)]
+                    reference = [logps(module.model, state + r, len(state)).sum() for r in answers]
             chosen, *rejected = [BETA * float(a - b) for a, b in zip(policy, reference, strict=True)]
             own.append(chosen - max(rejected))
             by_step.setdefault(p.step, []).append(chosen - max(rejected))

@@ -1,7 +1,10 @@
 """Which preferences a window gives, read back as text."""
 
+import math
 import random
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -9,7 +12,8 @@ from data_modules.records import Window
 from data_modules.windows import generator
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.preferences import Negatives, Preference, PreferenceExample, pick_rejected
+from lit_rerank.preferences import Negatives, Preference, PreferenceExample, ndcg_lost, picked
+from tests.encoders import parts
 from tests.tiny import record, tiny_tokenizer
 
 PERMUTATION = (3, 1, 12, 2, 5, 4, 11, 7, 6, 10, 9, 8)
@@ -40,9 +44,10 @@ def text(encoder: WindowEncoder, ids: tuple[int, ...]) -> str:
     return encoder.chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def identifiers(encoder: WindowEncoder, preference: Preference) -> tuple[int, set[int]]:
+def identifiers(encoder: WindowEncoder, example: PreferenceExample, preference: Preference) -> tuple[int, set[int]]:
     """The chosen identifier and the rejected ones."""
-    chosen, *rejected = (int(text(encoder, ids).partition("]")[0]) for ids in (preference.chosen, *preference.rejected))
+    _, right, wrong = parts(example, preference)
+    chosen, *rejected = (int(text(encoder, ids).partition("]")[0]) for ids in (right, *wrong))
     assert len(set(rejected)) == len(rejected)
     return chosen, set(rejected)
 
@@ -60,9 +65,10 @@ def identifiers(encoder: WindowEncoder, preference: Preference) -> tuple[int, se
 def test_states_and_completions_as_text(name: str, states: list[str]) -> None:
     encoder = WindowEncoder(tiny_tokenizer(), PromptSettings(format=name))
     window = encode(encoder, n=4).window  # the teacher's order is 3, 1, 2, 4
-    found = example(encoder, "all", n=4).preferences
-    assert [text(encoder, p.state) for p in found] == [encoder.prompt(window) + state for state in states]
-    assert [identifiers(encoder, p) for p in found] == [(3, {1, 2, 4}), (1, {2, 4}), (2, {4})]
+    whole = example(encoder, "all", n=4)
+    found = whole.preferences
+    assert [text(encoder, parts(whole, p)[0]) for p in found] == [encoder.prompt(window) + state for state in states]
+    assert [identifiers(encoder, whole, p) for p in found] == [(3, {1, 2, 4}), (1, {2, 4}), (2, {4})]
     assert [p.step for p in found] == [1, 2, 3]
 
 
@@ -70,13 +76,15 @@ def test_completions_are_tokenised_in_place(encoder: WindowEncoder) -> None:
     """What a preference holds are the very tokens of the texts in which the identifier stands there."""
     encoded = encode(encoder, n=12)
     permutation = encoded.window.permutation
-    for preference in example(encoder, "all", n=12).preferences:
+    found = example(encoder, "all", n=12)
+    for preference in found.preferences:
         chosen_before = permutation[: preference.step - 1]
-        for tokens in (preference.chosen, *preference.rejected):
+        state, chosen, rejected = parts(found, preference)
+        for tokens in (chosen, *rejected):
             identifier = int(text(encoder, tokens).partition("]")[0])
             rest = [i for i in permutation if i not in (*chosen_before, identifier)]
             whole = encoder.encode(Window.of(record(n=12, permutation=(*chosen_before, identifier, *rest)), range(12)))
-            assert whole.ids[: len(preference.state) + len(tokens)] == preference.state + tokens
+            assert whole.ids[: len(state) + len(tokens)] == state + tokens
             assert text(encoder, tokens[:-1]).count("]") == 0  # it ends with the token that ends the identifier
 
 
@@ -125,10 +133,11 @@ def test_sampled_negatives_are_uniform(chain: WindowEncoder) -> None:
 def test_sequence_is_the_teachers_completion_against_another_order(n: int, encoder: WindowEncoder) -> None:
     teacher, encoded = tuple(i for i in PERMUTATION if i <= n), encode(encoder, n)
     for seed in range(10):
-        (preference,) = example(encoder, "sequence", n, draw=random.Random(seed)).preferences
+        pair = example(encoder, "sequence", n, draw=random.Random(seed))
+        (preference,) = pair.preferences
         assert preference.step == 1
-        assert preference.state == encoded.ids[: encoded.prompt_length]
-        assert preference.state + preference.chosen == encoded.ids
+        assert parts(pair, preference)[0] == encoded.ids[: encoded.prompt_length]
+        assert (pair.ids, preference.end) == (encoded.ids, len(encoded.ids))
         (rejected,) = preference.rejected
         answer = text(encoder, rejected)
         assert answer.endswith("<|im_end|>")
@@ -140,8 +149,9 @@ def test_sequence_is_the_teachers_completion_against_another_order(n: int, encod
 
 def test_sequence_goes_as_far_as_the_teacher_is_trusted(encoder: WindowEncoder) -> None:
     for seed in range(20):
-        (preference,) = example(encoder, "sequence", n=5, choices=2, draw=random.Random(seed)).preferences
-        chosen, rejected = (text(encoder, ids) for ids in (preference.chosen, *preference.rejected))
+        pair = example(encoder, "sequence", n=5, choices=2, draw=random.Random(seed))
+        _, right, (wrong,) = parts(pair, pair.preferences[0])
+        chosen, rejected = text(encoder, right), text(encoder, wrong)
         expected = "Step 1: [3]\nStep 2: [3] > [1]" if encoder.settings.format == "chain" else "[3] > [1]"
         assert chosen.rstrip("\n >[") == expected
         assert "<|im_end|>" not in chosen + rejected
@@ -175,13 +185,6 @@ def test_parse_errors_are_one_line(text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def preferences_of(*rejected: tuple[int, ...]) -> PreferenceExample:
-    """Preferences of one token each: 0 is always chosen."""
-    return PreferenceExample(
-        "q", tuple(Preference((9,), (0,), tuple((i,) for i in r), s) for s, r in enumerate(rejected, 1))
-    )
-
-
 SCORES = [
     [-1.0, -2.0, -0.5, -3.0],  # the reference chooses 2, which is wrong
     [-0.1, -2.0, -1.0],  # it chooses the teacher's, and likes 2 most of the others
@@ -189,10 +192,57 @@ SCORES = [
 ]
 
 
-@pytest.mark.parametrize(("pick", "steps", "rejected"), [("on_policy", [1], [2]), ("hardest", [1, 2, 3], [2, 2, 1])])
-def test_the_reference_picks(pick: str, steps: list[int], rejected: list[int]) -> None:
-    example = preferences_of((1, 2, 3), (1, 2), (1,))
-    found = pick_rejected(PreferenceExample(example.qid, example.preferences, pick), SCORES)
-    assert [p.step for p in found.preferences] == steps
-    assert [p.rejected for p in found.preferences] == [((i,),) for i in rejected]
-    assert found.pick is None
+@pytest.mark.parametrize(("pick", "kept"), [("on_policy", [(1,), (), ()]), ("hardest", [(1,), (1,), (0,)])])
+def test_the_reference_picks(pick: str, kept: list[tuple[int, ...]]) -> None:
+    assert picked(pick, SCORES) == kept
+
+
+def test_narrowed(chain: WindowEncoder) -> None:
+    whole = example(chain, "hardest", n=4)
+    found = whole.narrowed([(2, 0), (), (0,)])
+    first, _, third = whole.preferences
+    assert [p.step for p in found.preferences] == [1, 3]
+    assert found.preferences[0].rejected == (first.rejected[2], first.rejected[0])
+    assert found.preferences[0].lost == (first.lost[2], first.lost[0])
+    assert found.preferences[1] == third
+    assert (found.pick, found.ids) == (None, whole.ids)
+
+
+# -- what a wrong choice costs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gains", [(3, 2, 0, 1), (1.0, 0.5, 0.0), (1, 1), (0, 0, 2, 5, 0)])
+def test_ndcg_lost_is_the_difference_of_two_orders(gains: tuple[float, ...]) -> None:
+    def ndcg(order: list[float]) -> float:
+        ideal = sorted(order, reverse=True)
+        dcg, best = (sum(g / math.log2(1 + rank) for rank, g in enumerate(o, start=1)) for o in (order, ideal))
+        return dcg / best
+
+    for place, other in combinations(range(1, len(gains) + 1), 2):
+        swapped = list(gains)
+        swapped[place - 1], swapped[other - 1] = swapped[other - 1], swapped[place - 1]
+        lost = max(0.0, ndcg(list(gains)) - ndcg(swapped))
+        assert ndcg_lost(gains, place, other) == pytest.approx(lost, abs=1e-12)
+
+
+def test_nothing_is_lost_where_nothing_is_relevant() -> None:
+    assert ndcg_lost((0.0, 0.0), 1, 2) == 0
+
+
+def test_steps_know_what_they_cost(chain: WindowEncoder) -> None:
+    """The record grades its passages 0, 1, 2, 3, 0, ...; the teacher's order of 4 is 3, 1, 2, 4."""
+    found = example(chain, "all", n=4).preferences
+    gains = (2, 0, 1, 3)
+    assert [p.lost for p in found] == [
+        tuple(ndcg_lost(gains, p.step, later) for later in range(p.step + 1, 5)) for p in found
+    ]
+    assert found[0].lost[0] > 0 == found[0].lost[2]  # the last is better: no loss
+
+
+@pytest.mark.parametrize(
+    ("choices", "gains"),
+    [(None, (1, 0.75, 0.5, 0.25, 0)), (2, (1, 0.75, 0.25, 0.25, 0.25)), (5, (1, 0.75, 0.5, 0.25, 0))],
+)
+def test_gains_without_judgements_are_the_teachers_ranks(choices: int | None, gains: tuple[float, ...]) -> None:
+    unjudged = replace(record(n=5), qrels=None, choices=choices)
+    assert Window.of(unjudged, [4, 2, 0, 1, 3]).gains == gains

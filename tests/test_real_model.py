@@ -28,7 +28,7 @@ def test_a_real_window_is_learned_within_a_few_steps(shared_data: Path) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     losses = []
     for _ in range(6):
-        loss = targets.loss(token_logps(model, targets.rows))
+        loss = targets.loss(token_logps(model, targets.packed))
         losses.append((loss.windows.item(), loss.choice.item()))
         loss.windows.sum().backward()
         optimizer.step()

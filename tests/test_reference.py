@@ -101,7 +101,7 @@ def separately_loaded(settings: BackboneSettings) -> PreTrainedModel:
 @torch.no_grad()
 def values_of(model: PreTrainedModel, targets: PreferenceTargets) -> Tensor:
     """The answers, one row at a time from whole logits."""
-    rows = targets.rows
+    rows = targets.packed
     whole = [model(ids[None]).logits[0].float().log_softmax(-1) for ids in rows.ids]
     return torch.stack([whole[r][p, t] for r, p, t in zip(rows.row, rows.position, rows.token, strict=True)])
 
@@ -112,7 +112,7 @@ def dpo_gradients(
     """The policy's gradients, with the reference asked first and the same dropout every time."""
     reference_logps = targets.completion_logps(reference())
     torch.manual_seed(0)
-    logps = targets.completion_logps(token_logps(policy, targets.rows))
+    logps = targets.completion_logps(token_logps(policy, targets.packed))
     losses, *_ = dpo_loss(*logps, *reference_logps, beta=0.5)
     return gradients(policy, segment_mean(losses, targets.window, targets.windows).mean())
 
@@ -139,18 +139,18 @@ def test_values_and_gradients_are_those_of_a_separate_model(
         if way == "precomputed":
             stored = Precomputed(str(tmp_path), of=FrozenAdapter())
             stored.attach(load_backbone(settings), settings)
-            stored.token_logps(targets.rows)
+            stored.token_logps(targets.packed)
             stored.save()
         policy = load_backbone(start(origin, tiny_model, sft, gradient_checkpointing=checkpointing))
         reference = make(tmp_path)
         reference.attach(policy, settings)
         randomise(policy, seed=7)
-        found = reference.token_logps(targets.rows)
-        found_gradients = dpo_gradients(policy, targets, lambda: reference.token_logps(targets.rows))
+        found = reference.token_logps(targets.packed)
+        found_gradients = dpo_gradients(policy, targets, lambda: reference.token_logps(targets.packed))
 
     assert found.dtype == torch.float32
     assert not found.requires_grad
-    assert (token_logps(policy.eval(), targets.rows) - expected).abs().max() > 0.1  # the policy has moved away
+    assert (token_logps(policy.eval(), targets.packed) - expected).abs().max() > 0.1  # the policy has moved away
     # In bfloat16 batches of other shapes round otherwise, to 8 bits: logits of 10 by 0.03, gradients by some percent.
     tolerance = {"atol": 0.15, "rtol": 0.02} if bf16 else {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(found, expected, **tolerance)
@@ -165,21 +165,21 @@ def test_values_stay_while_the_policy_trains(
     settings = start(origin, tiny_model, sft, gradient_checkpointing=checkpointing)
     policy, reference = load_backbone(settings), make(tmp_path)
     reference.attach(policy, settings)
-    before = reference.token_logps(targets.rows)
-    own = token_logps(policy, targets.rows).detach()
+    before = reference.token_logps(targets.packed)
+    own = token_logps(policy, targets.packed).detach()
     trained = trainable_parameters(policy)
     assert trained
     optimizer = torch.optim.AdamW(trained.values(), lr=0.01)
     for _ in range(3):
-        logps = targets.completion_logps(token_logps(policy, targets.rows))
-        frozen = targets.completion_logps(reference.token_logps(targets.rows))  # in between: it must do no harm
+        logps = targets.completion_logps(token_logps(policy, targets.packed))
+        frozen = targets.completion_logps(reference.token_logps(targets.packed))  # in between: it must do no harm
         dpo_loss(*logps, *frozen, beta=0.5)[0].mean().backward()
         assert all(p.grad is not None for p in trained.values())
         optimizer.step()
         optimizer.zero_grad()
         assert trainable_parameters(policy).keys() == trained.keys()
-    assert torch.equal(reference.token_logps(targets.rows), before)
-    assert (token_logps(policy, targets.rows) - own).abs().max() > 0.1
+    assert torch.equal(reference.token_logps(targets.packed), before)
+    assert (token_logps(policy, targets.packed) - own).abs().max() > 0.1
 
 
 # -- the frozen adapter ---------------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ def test_the_frozen_adapter_is_never_trained(
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(3):
         assert not any(p.requires_grad for p in frozen.values())
-        frozen_logps = targets.completion_logps(reference.token_logps(targets.rows))
+        frozen_logps = targets.completion_logps(reference.token_logps(targets.packed))
         assert not any(p.requires_grad for p in frozen.values())
-        logps = targets.completion_logps(token_logps(policy, targets.rows))
+        logps = targets.completion_logps(token_logps(policy, targets.packed))
         dpo_loss(*logps, *frozen_logps, beta=0.5)[0].mean().backward()
         assert all(p.grad is None for p in frozen.values())
         optimizer.step()
@@ -238,7 +238,7 @@ def test_another_adapter_may_be_the_reference(
     policy, reference = load_backbone(settings), FrozenAdapter(str(other))
     reference.attach(policy, settings)
     expected = values_of(separately_loaded(BackboneSettings(str(tiny_model), adapter=str(other))), targets)
-    torch.testing.assert_close(reference.token_logps(targets.rows), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reference.token_logps(targets.packed), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_failing_pass_leaves_the_policy_as_it_was(
@@ -254,7 +254,7 @@ def test_a_failing_pass_leaves_the_policy_as_it_was(
 
     monkeypatch.setattr("lit_rerank.reference.token_logps", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        reference.token_logps(targets.rows)
+        reference.token_logps(targets.packed)
     assert policy.active_adapter == "default"
     assert policy.training
     assert trainable_parameters(policy).keys() == trained
@@ -274,12 +274,12 @@ def test_modes_are_restored_and_dropout_is_off(
     if training:
         policy.get_submodule("base_model.model.lm_head").eval()  # a part whose mode was set by hand
     before = [(name, module.training) for name, module in policy.named_modules()]
-    values = [reference.token_logps(targets.rows) for _ in range(2)]
+    values = [reference.token_logps(targets.packed) for _ in range(2)]
     assert torch.equal(*values)
     assert [(name, module.training) for name, module in policy.named_modules()] == before
     if training:  # whereas the policy itself has dropout
         randomise(policy, seed=3)
-        assert not torch.equal(*(token_logps(policy, targets.rows) for _ in range(2)))
+        assert not torch.equal(*(token_logps(policy, targets.packed) for _ in range(2)))
 
 
 # -- what does not fit ----------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_adapter_off_is_not_the_sft_reference(tiny_model: Path, sft: Path, targe
     with pytest.raises(UserError, match="bare base model; choose FrozenAdapter"):
         reference.attach(policy, settings)
     reference.attach(policy, start("fresh", tiny_model, sft))
-    difference = reference.token_logps(targets.rows) - values_of(separately_loaded(settings), targets)
+    difference = reference.token_logps(targets.packed) - values_of(separately_loaded(settings), targets)
     assert difference.abs().max() > 0.1
 
 
@@ -326,7 +326,7 @@ def test_a_separate_model_can_be_chosen(tiny_model: Path, sft: Path, targets: Pr
     assert not trainable_parameters(reference.separate)
     assert reference.separate.dtype == torch.bfloat16
     expected = values_of(separately_loaded(start("sft", tiny_model, sft)), targets)
-    torch.testing.assert_close(reference.token_logps(targets.rows), expected, atol=0.3, rtol=0.05)
+    torch.testing.assert_close(reference.token_logps(targets.packed), expected, atol=0.3, rtol=0.05)
 
 
 def test_a_separate_model_can_be_quantised(tiny_model: Path, sft: Path, targets: PreferenceTargets) -> None:
@@ -335,7 +335,7 @@ def test_a_separate_model_can_be_quantised(tiny_model: Path, sft: Path, targets:
     reference = SeparateModel()
     reference.attach(policy, settings)
     expected = values_of(policy.eval(), targets)
-    torch.testing.assert_close(reference.token_logps(targets.rows), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reference.token_logps(targets.packed), expected, atol=1e-4, rtol=1e-4)
 
 
 # -- precomputed ----------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def precomputed(path: Path, settings: BackboneSettings, of: Reference | None = N
 
 def make_values(path: Path, settings: BackboneSettings, targets: PreferenceTargets) -> Tensor:
     reference = precomputed(path, settings, SeparateModel())
-    values = reference.token_logps(targets.rows)
+    values = reference.token_logps(targets.packed)
     reference.save()
     return values
 
@@ -359,7 +359,7 @@ def test_stored_values_come_back_bit_for_bit(
 ) -> None:
     settings = start("sft", tiny_model, sft)
     values = make_values(tmp_path / "values", settings, targets)
-    assert torch.equal(precomputed(tmp_path / "values", settings).token_logps(targets.rows), values)
+    assert torch.equal(precomputed(tmp_path / "values", settings).token_logps(targets.packed), values)
     assert [file.suffix for file in (tmp_path / "values").iterdir()] == [".safetensors"]
 
 
@@ -368,14 +368,14 @@ def test_two_runs_append(tiny_model: Path, sft: Path, targets: PreferenceTargets
     first = make_values(tmp_path, settings, targets)
     reference = precomputed(tmp_path, settings, SeparateModel())
     second = reference.token_logps(more.rows)
-    assert torch.equal(reference.token_logps(targets.rows), first)
+    assert torch.equal(reference.token_logps(targets.packed), first)
     reference.save()
     reference.save()  # nothing is new
     parts = [load_file(part)["keys"].tolist() for part in tmp_path.iterdir()]
     assert len(parts) == 2
     assert not set.intersection(*map(set, parts))  # only what is new is written
     both = precomputed(tmp_path, settings)
-    assert torch.equal(both.token_logps(targets.rows), first)
+    assert torch.equal(both.token_logps(targets.packed), first)
     assert torch.equal(both.token_logps(more.rows), second)
 
 
@@ -388,16 +388,16 @@ def test_a_save_that_fails_leaves_no_values(
 
     settings = start("sft", tiny_model, sft)
     reference = precomputed(tmp_path, settings, SeparateModel())
-    values = reference.token_logps(targets.rows)
+    values = reference.token_logps(targets.packed)
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", interrupted)
         with pytest.raises(OSError, match="no space"):
             reference.save()
     assert not list(tmp_path.glob("*.safetensors"))
     with pytest.raises(UserError, match="lack some"):
-        precomputed(tmp_path, settings).token_logps(targets.rows)
+        precomputed(tmp_path, settings).token_logps(targets.packed)
     reference.save()
-    assert torch.equal(precomputed(tmp_path, settings).token_logps(targets.rows), values)
+    assert torch.equal(precomputed(tmp_path, settings).token_logps(targets.packed), values)
 
 
 def test_other_data_is_not_found(tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_values_of_another_reference_are_stale(
     settings = start("sft", tiny_model, sft)
     other = str(save_adapter(tiny_model, tmp_path / "other", seed=5))
     first = precomputed(tmp_path / "values", settings, FrozenAdapter(other))
-    first.token_logps(targets.rows)
+    first.token_logps(targets.packed)
     first.save()
     precomputed(tmp_path / "values", settings, SeparateModel(adapter=other))
     for of in (None, FrozenAdapter(), SeparateModel()):
@@ -455,7 +455,7 @@ def test_moved_directories_are_the_same_start(
 ) -> None:
     values = make_values(tmp_path / "values", start("sft", tiny_model, sft), targets)
     moved = start("sft", shutil.copytree(tiny_model, tmp_path / "m"), shutil.copytree(sft, tmp_path / "a"))
-    assert torch.equal(precomputed(tmp_path / "values", moved).token_logps(targets.rows), values)
+    assert torch.equal(precomputed(tmp_path / "values", moved).token_logps(targets.packed), values)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind"])

@@ -1,19 +1,18 @@
 """token_logps against the model run on one context at a time."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, PreTrainedModel
 
-from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone
+from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, load_model
 from lit_rerank.chat import Ids
-from lit_rerank.scoring import RowsBuilder, token_logps
+from lit_rerank.errors import UserError
+from lit_rerank.packing import Packer
+from lit_rerank.scoring import token_logps
 
 VOCABULARY = 300
 Question = tuple[Ids, int]
@@ -43,7 +42,7 @@ def assert_same_gradients(left: dict[str, Tensor], right: dict[str, Tensor], rto
 
 
 def load(directory: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(directory)
+    return load_model(str(directory), trainable=True)
 
 
 def with_adapted_head(directory: Path) -> PreTrainedModel:
@@ -51,74 +50,75 @@ def with_adapted_head(directory: Path) -> PreTrainedModel:
     return get_peft_model(load(directory), config)
 
 
-def branching_questions(seed: int) -> tuple[RowsBuilder, list[Question]]:
-    """Questions about sequences of several lengths that go on from one beginning, the first at its very end."""
-    draw = torch.Generator().manual_seed(seed)
-    stem, *ends = (tuple(torch.randint(VOCABULARY, (n,), generator=draw).tolist()) for n in (20, 3, 11, 7, 5))
-    builder, questions = RowsBuilder(), []
-    for end in ends:
-        ids = stem + end
-        number = builder.sequence(ids)
-        for length in (len(stem), len(stem) + 1, len(ids)):
-            builder.ask(number, length, length)
-            questions.append((ids[:length], length))
-    return builder, questions
+def checkpointed(directory: Path) -> PreTrainedModel:
+    model = load(directory)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
-def random_questions(seed: int) -> tuple[RowsBuilder, list[Question]]:
-    """Questions about sequences that begin, branch off, repeat or have nothing to do with one another."""
+def questions_about(trunks: int, seed: int = 0, length: int = 40) -> tuple[Packer, list[Question]]:
+    """Questions about some trunks, which begin alike, and about branches that leave them here and there."""
     draw = torch.Generator().manual_seed(seed)
 
     def tokens(count: int) -> Ids:
         return tuple(torch.randint(VOCABULARY, (count,), generator=draw).tolist())
 
     stem = tokens(12)
-    sequences = [stem, stem[:5], stem + tokens(7), stem + tokens(3), stem[:5] + tokens(9), tokens(4), stem]
-    builder, questions = RowsBuilder(), []
-    for ids in sequences:
-        number = builder.sequence(ids)
-        for length in (1, len(ids) // 2, len(ids), len(ids)):
-            (token,) = tokens(1)
-            builder.ask(number, length, token)
-            questions.append((ids[:length], token))
-    return builder, questions
+    packer, questions = Packer(), []
+    for _ in range(trunks):
+        ids = stem + tokens(length)
+        number = packer.trunk(ids)
+        fork = tokens(2)
+        for place, branch in [
+            (1, ()),
+            (12, ()),
+            (15, tokens(1)),
+            (30, ()),
+            (30, tokens(3)),
+            (31, fork),
+            (len(ids), ()),
+        ]:
+            for token in tokens(2):
+                packer.ask(number, place, token, branch)
+                questions.append((ids[:place] + branch, token))
+        for branch in (fork[:1] + tokens(1), fork + tokens(4)):  # they share their first tokens
+            packer.ask(number, 31, 7, branch)
+            questions.append((ids[:31] + branch, 7))
+    return packer, questions
 
 
-@pytest.mark.parametrize("make", [load, with_adapted_head])
-def test_values_and_gradients_are_those_of_one_context_at_a_time(make, tiny_model: Path) -> None:
-    model = make(tiny_model).train()
-    builder, questions = random_questions(seed=1)
-    found = token_logps(model, builder.rows())
+def check_is_twin(model: PreTrainedModel, packer: Packer, questions: list[Question], rtol: float = 1e-4) -> None:
+    found = token_logps(model, packer.pack())
     expected = torch.stack([plain_logp(model, *question) for question in questions])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=rtol)
     weights = torch.linspace(-1, 2, len(questions))
-    assert_same_gradients(gradients(model, (expected * weights).sum()), gradients(model, (found * weights).sum()))
+    assert_same_gradients(gradients(model, (expected * weights).sum()), gradients(model, (found * weights).sum()), rtol)
 
 
-@pytest.mark.parametrize("make", [load, with_adapted_head])
-def test_a_common_beginning_is_read_once(make, tiny_model: Path) -> None:
-    model = make(tiny_model).train()
+@pytest.mark.parametrize("length", [40, 500])  # attention of short rows and of long ones
+@pytest.mark.parametrize("trunks", [1, 3])
+@pytest.mark.parametrize("make", [load, with_adapted_head, checkpointed])
+def test_values_and_gradients_are_those_of_one_context_at_a_time(make, trunks, length, tiny_model: Path) -> None:
+    check_is_twin(make(tiny_model).train(), *questions_about(trunks, length=length))
+
+
+def test_every_token_is_read_once(tiny_model: Path) -> None:
+    model = load(tiny_model)
     read: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
-    builder, questions = branching_questions(seed=5)
-    rows = builder.rows()
-    found = token_logps(model, rows)
-    assert (rows.trunk, read) == (19, [19, 4 * 12])
-    expected = torch.stack([plain_logp(model, *question) for question in questions])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    weights = torch.linspace(-1, 2, len(questions))
-    assert_same_gradients(gradients(model, (expected * weights).sum()), gradients(model, (found * weights).sum()))
+    packer, questions = questions_about(trunks=3)
+    token_logps(model, packer.pack())
+    contexts = {context[: i + 1] for context, _ in questions for i in range(len(context))}
+    assert read == [len(contexts)]
 
 
-def test_checkpointed_layers_read_whole_rows(tiny_model: Path) -> None:
-    """They keep no keys for others to attend to."""
-    rows = branching_questions(seed=5)[0].rows()
-    plain, checkpointed = load(tiny_model).train(), load(tiny_model).train()
-    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    answers = [token_logps(model, rows) for model in (plain, checkpointed)]
-    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
-    found = [gradients(m, a.sum()) for m, a in zip((plain, checkpointed), answers, strict=True)]
-    assert_same_gradients(*found)
+def test_layers_of_limited_sight(tmp_path: Path) -> None:
+    """Their window is shorter than the trunks, and than some branches are far from what they leave."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=VOCABULARY, num_key_value_heads=2, sliding_window=9, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    check_is_twin(load(tmp_path), *questions_about(trunks=2))
 
 
 def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
@@ -127,63 +127,40 @@ def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
     compiled.load_state_dict(plain.state_dict())
     lengths: list[int] = []
     compiled.get_input_embeddings().register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
-    for seed in (5, 1):  # with a common beginning and without
-        rows = (branching_questions(seed) if seed == 5 else random_questions(seed))[0].rows()
-        answers = [token_logps(model, rows) for model in (plain, compiled)]
+    graphs = []
+    for seed, trunks in enumerate((5, 1, 2, 5)):
+        packed = questions_about(trunks, seed)[0].pack()
+        answers = [token_logps(model, packed) for model in (plain, compiled)]
         torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
         found = [gradients(m, a.sum()) for m, a in zip((plain, compiled), answers, strict=True)]
         assert_same_gradients(*found)
-    assert lengths == [64, 64]
-
-
-def test_padding_never_matters(tiny_model: Path) -> None:
-    model = load(tiny_model)
-    rows = random_questions(seed=2)[0].rows()
-    expected = token_logps(model, rows)
-    padding = torch.ones_like(rows.ids, dtype=torch.bool)
-    for row, position in zip(rows.row, rows.position, strict=True):
-        padding[row, : position + 1] = False
-    assert padding.any()
-    rows.ids[padding] = torch.randint(VOCABULARY, (int(padding.sum()),), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(token_logps(model, rows), expected, atol=1e-6, rtol=1e-6)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert lengths == [512, 256, 256, 512]
+    assert graphs[0] < graphs[1] == graphs[3]  # other layouts of the same length are no reason to compile anew
 
 
 def test_the_head_sees_each_place_once_and_is_left_as_it_was(tiny_model: Path) -> None:
     model = load(tiny_model)
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.shape[:-1].numel()))
-    builder, questions = random_questions(seed=3)
-    rows = builder.rows()
-    token_logps(model, rows)
-    assert seen == [len({(int(r), int(p)) for r, p in zip(rows.row, rows.position, strict=True)})]
+    packer, questions = questions_about(trunks=2)
+    token_logps(model, packer.pack())
+    assert seen == [len({context for context, _ in questions})]
     assert seen[0] < len(questions)
-    assert model(rows.ids).logits.shape[:2] == rows.ids.shape
+    assert model(torch.zeros(2, 5, dtype=torch.long)).logits.shape[:2] == (2, 5)
 
 
 def test_answers_are_float32_whatever_the_model_computes_in(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
-    builder, questions = random_questions(seed=4)
-    found = token_logps(model, builder.rows())
+    packer, questions = questions_about(trunks=2)
+    found = token_logps(load_model(str(tiny_model), dtype="bfloat16"), packer.pack())
     assert found.dtype == torch.float32
     expected = torch.stack([plain_logp(load(tiny_model), *question) for question in questions])
     torch.testing.assert_close(found, expected, atol=0.3, rtol=0.05)  # bfloat16 has 8 bits
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), min_size=1, max_size=12))
-@settings(deadline=None)
-def test_prefixes_share_rows(sequences: list[Ids]) -> None:
-    builder = RowsBuilder()
-    for ids in sequences:
-        builder.ask(builder.sequence(ids), len(ids), 0)
-    rows = builder.rows()
-    for ids, row in zip(sequences, rows.row.tolist(), strict=True):
-        assert rows.ids[row, : len(ids)].tolist() == list(ids)
-    distinct = {ids for ids in sequences if not any(is_proper_prefix(ids, other) for other in sequences)}
-    assert len(rows.ids) == len(distinct)
-    assert rows.tokens == sum(map(len, distinct))
-    assert len({ids[: rows.trunk] for ids in distinct}) == 1
-    assert rows.trunk <= min(map(len, sequences)) - 1
-
-
-def is_proper_prefix(ids: Sequence[int], other: Sequence[int]) -> bool:
-    return len(ids) < len(other) and other[: len(ids)] == ids
+def test_models_that_cannot_read_packed_rows_are_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="MambaForCausalLM cannot be trained: packed rows need") as error:
+        token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,22 +10,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from data_modules.records import Window
+from lit_rerank.backbone import load_model
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.losses import dpo_loss, segment_mean
-from lit_rerank.preferences import Negatives, Preference, PreferenceExample, pick_rejected
+from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.scoring import token_logps
-from lit_rerank.targets import ChoiceTargets, PreferenceTargets, SFTTargets
+from lit_rerank.targets import PreferenceTargets, SFTTargets
+from tests.encoders import parts
 from tests.test_scoring import assert_same_gradients, gradients
 from tests.tiny import record, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_model)
+    return load_model(str(tiny_model), trainable=True)
 
 
 @pytest.fixture(scope="module", params=["chain", "direct"])
@@ -118,7 +121,7 @@ def test_sft_is_its_twin(
     sizes = [(12, None), (1, None), (12, 3), (5, 1), (2, None), (4, 9), (11, 10)]
     batch = [encode(encoder, n, k, qid=f"query{n}") for n, k in sizes]
     targets = SFTTargets.build(batch)
-    loss = targets.loss(token_logps(model, targets.rows), weight, remaining_weight, normalise)
+    loss = targets.loss(token_logps(model, targets.packed), weight, remaining_weight, normalise)
     twins = [sft_twin(model, encoder, encoded, weight, remaining_weight, normalise) for encoded in batch]
     expected = torch.stack([twin.window for twin in twins])
     torch.testing.assert_close(loss.windows, expected, atol=1e-5, rtol=1e-4)
@@ -139,11 +142,11 @@ def test_the_batch_needs_multi_token_identifiers(encoder: WindowEncoder) -> None
 @pytest.mark.parametrize("n", [2, 5, 9])
 def test_a_model_without_skill_loses_ln_n_factorial_over_n(n: int, tiny_model: Path, encoder: WindowEncoder) -> None:
     """Up to 9, an identifier is told by its first token alone."""
-    blank = AutoModelForCausalLM.from_pretrained(tiny_model)
+    blank = load_model(str(tiny_model))
     for parameter in blank.parameters():
         torch.nn.init.zeros_(parameter)
     targets = SFTTargets.build([encode(encoder, n)])
-    loss = targets.loss(token_logps(blank, targets.rows), normalise=True)
+    loss = targets.loss(token_logps(blank, targets.packed), normalise=True)
     assert float(loss.choice) == pytest.approx(math.log(math.factorial(n)) / n, rel=1e-5)
     assert targets.no_skill == pytest.approx(math.log(math.factorial(n)) / n)
     assert float(loss.accuracy) == pytest.approx(1 / n)  # a tie is no hit; the last choice has no alternative
@@ -154,7 +157,7 @@ def test_sft_windows_do_not_depend_on_their_batch(model: PreTrainedModel, encode
 
     def windows(*chosen: EncodedWindow) -> Tensor:
         targets = SFTTargets.build(chosen)
-        return targets.loss(token_logps(model, targets.rows), 2.0, 3.0, normalise=True).windows
+        return targets.loss(token_logps(model, targets.packed), 2.0, 3.0, normalise=True).windows
 
     torch.testing.assert_close(windows(*batch), torch.cat([windows(encoded) for encoded in batch]))
 
@@ -172,23 +175,25 @@ def completion_twin(model: PreTrainedModel, state: Ids, tokens: Ids) -> Tensor:
 def test_preferences_are_their_twin(mode: str, model: PreTrainedModel, encoder: WindowEncoder) -> None:
     batch = [
         example(encoder, mode, n=3),
-        PreferenceExample("nothing", ()),
+        PreferenceExample("nothing", (5, 6), ()),
         example(encoder, mode, n=10, qid="another"),
         example(encoder, mode, n=1),
         example(encoder, mode, n=5, choices=2),
     ]
     targets = PreferenceTargets.build(batch)
-    chosen, rejected = targets.completion_logps(token_logps(model, targets.rows))
-    preferences = [preference for e in batch for preference in e.preferences]
-    twins = [[completion_twin(model, p.state, ids) for ids in (p.chosen, *p.rejected)] for p in preferences]
+    chosen, rejected = targets.completion_logps(token_logps(model, targets.packed))
+    asked = [parts(e, preference) for e in batch for preference in e.preferences]
+    twins = [[completion_twin(model, state, ids) for ids in (right, *wrong)] for state, right, wrong in asked]
     torch.testing.assert_close(chosen, torch.stack([twin[0] for twin in twins]), atol=1e-4, rtol=1e-4)
     for row, (_, *twin) in zip(rejected, twins, strict=True):
         torch.testing.assert_close(row[: len(twin)], torch.stack(twin), atol=1e-4, rtol=1e-4)
         assert row[len(twin) :].isneginf().all()
     assert targets.windows == 3
     assert targets.window.tolist() == [number for number, i in enumerate((0, 2, 4)) for _ in batch[i].preferences]
-    assert targets.step.tolist() == [p.step for p in preferences]
-    assert targets.length[targets.chosen].tolist() == [len(p.chosen) for p in preferences]
+    assert targets.step.tolist() == [p.step for e in batch for p in e.preferences]
+    assert targets.length[targets.chosen].tolist() == [len(right) for _, right, _ in asked]
+    lost = [sum(p.lost) / len(p.lost) for e in batch for p in e.preferences]
+    assert targets.lost.tolist() == pytest.approx(lost)
 
     def reference(logps: Tensor) -> Tensor:
         return (0.7 * logps - 0.1).detach()
@@ -208,38 +213,35 @@ def test_preferences_are_their_twin(mode: str, model: PreTrainedModel, encoder: 
 
 def test_ready_made_pairs(model: PreTrainedModel, encoder: WindowEncoder) -> None:
     state, chosen, rejected = encoder.encode_pair("Is it so? ", "Yes, it is.", "Yes, but no.")
-    targets = PreferenceTargets.build([PreferenceExample("0", (Preference(state, chosen, (rejected,)),))])
-    assert len(targets.rows.ids) == 2
-    found = targets.completion_logps(token_logps(model, targets.rows))
+    targets = PreferenceTargets.build([PreferenceExample.pair("0", state, chosen, rejected)])
+    found = targets.completion_logps(token_logps(model, targets.packed))
     expected = completion_twin(model, state, chosen), completion_twin(model, state, rejected)
     torch.testing.assert_close((found[0][0], found[1][0, 0]), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [[], [PreferenceExample("nothing", ())]])
+@pytest.mark.parametrize("batch", [[], [PreferenceExample("nothing", (5, 6), ())]])
 def test_no_preferences_make_no_targets(batch: list[PreferenceExample]) -> None:
     assert PreferenceTargets.build(batch) is None
 
 
-def test_a_windows_steps_share_the_teachers_row(encoder: WindowEncoder) -> None:
-    """Each wrong identifier below 10 is one more token after the state; its `]` is asked about, not read."""
-    targets = PreferenceTargets.build([example(encoder, "sampled:1", n=9)])
-    assert len(targets.rows.ids) == 8 + 1
+def test_a_wrong_identifier_is_one_more_token(encoder: WindowEncoder) -> None:
+    """Below 10, that is: its `]` is asked about, not read."""
     encoded = encode(encoder, n=9)
-    assert targets.rows.ids.shape[1] == encoded.choices[-2].start + 1
+    targets = PreferenceTargets.build([example(encoder, "sampled:1", n=9)])
+    assert len(targets.packed) == encoded.choices[-2].start + 1 + 8
 
 
 # -- the model's own choice ---------------------------------------------------------------------------------------
 
 
-def choice_twin(model: PreTrainedModel, preference: Preference) -> list[float]:
+def choice_twin(model: PreTrainedModel, state: Ids, options: Sequence[Ids]) -> list[float]:
     """Each candidate's probability, multiplied up along the trie of the candidates' tokens."""
-    options = (preference.chosen, *preference.rejected)
     following: dict[Ids, Tensor] = {}
     probabilities = []
     for option in options:
         probability = 1.0
         for depth, token in enumerate(option):
-            context = preference.state + option[:depth]
+            context = state + option[:depth]
             if context not in following:
                 following[context] = model(torch.tensor([context])).logits[0, -1].softmax(-1)
             branches = {other[depth] for other in options if other[:depth] == option[:depth]}
@@ -250,33 +252,58 @@ def choice_twin(model: PreTrainedModel, preference: Preference) -> list[float]:
 
 @pytest.fixture(scope="module")
 def choices(model: PreTrainedModel, encoder: WindowEncoder) -> SimpleNamespace:
-    """A batch with the scores of its candidates, and their twins' probabilities."""
-    batch = [example(encoder, "on_policy", n=12), example(encoder, "hardest", n=4), example(encoder, "on_policy", n=2)]
+    """A batch with what the model answers to it, and the twins' probabilities of each preference's candidates."""
+    batch = [
+        example(encoder, "on_policy", n=12),
+        example(encoder, "all", n=3),
+        example(encoder, "hardest", n=4),
+        example(encoder, "on_policy", n=2),
+        PreferenceExample("nothing", (5, 6), ()),
+    ]
     with torch.no_grad():
-        targets = ChoiceTargets.build(batch)
-        scores = targets.scores(token_logps(model, targets.rows))
-        twins = [[choice_twin(model, preference) for preference in e.preferences] for e in batch]
-    return SimpleNamespace(batch=batch, scores=scores, twins=twins)
+        targets = PreferenceTargets.build(batch)
+        logps = token_logps(model, targets.packed)
+        asked = [[parts(e, p) for p in e.preferences] for e in batch]
+        twins = [[choice_twin(model, state, (right, *wrong)) for state, right, wrong in e] for e in asked]
+    return SimpleNamespace(model=model, batch=batch, targets=targets, logps=logps, twins=twins)
 
 
 def test_scores_are_probabilities_among_what_remains(choices: SimpleNamespace) -> None:
-    assert [[len(p) for p in e] for e in choices.scores] == [[12 - s for s in range(11)], [4, 3, 2], [2]]
-    for scores, twin in zip(chain.from_iterable(choices.scores), chain.from_iterable(choices.twins), strict=True):
+    found = choices.targets.choices.scores(choices.logps)
+    assert [[len(p) for p in e] for e in found] == [[12 - s for s in range(11)], [3, 2], [4, 3, 2], [2]]
+    for scores, twin in zip(chain.from_iterable(found), chain.from_iterable(choices.twins), strict=True):
         assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-5)
         assert [math.exp(score) for score in scores] == pytest.approx(twin, abs=1e-5)
 
 
 def test_picked_are_the_references_own_choices(choices: SimpleNamespace) -> None:
-    kept = []
-    for before, scores, twins in zip(choices.batch, choices.scores, choices.twins, strict=True):
-        after = {p.step: p for p in pick_rejected(before, scores).preferences}
-        for preference, twin in zip(before.preferences, twins, strict=True):
-            options = (preference.chosen, *preference.rejected)
-            own = options[max(range(len(options)), key=twin.__getitem__)]
-            wrong = options[max(range(1, len(options)), key=twin.__getitem__)]
-            if before.pick == "on_policy":
-                kept.append(own != preference.chosen)
-                assert after[preference.step].rejected == (own,) if kept[-1] else preference.step not in after
-            else:
-                assert after[preference.step].rejected == (wrong,)
-    assert 0 < sum(kept) < len(kept)
+    """And the answers that it gave on the way are those to the picked ones, as if these alone had been asked about."""
+    expected, own_choices = [], []
+    for e, twins in zip(choices.batch, choices.twins, strict=True):
+        kept = []
+        for twin in twins:
+            own = max(range(len(twin)), key=twin.__getitem__)
+            wrong = max(range(1, len(twin)), key=twin.__getitem__) - 1
+            if e.pick == "on_policy":
+                own_choices.append(own)
+            kept.append({None: tuple(range(len(twin) - 1)), "hardest": (wrong,)}.get(e.pick, (own - 1,) if own else ()))
+        expected.append(e.narrowed(kept))
+    assert 0 in own_choices
+    assert any(own_choices)
+    targets, answers = choices.targets.picked(choices.logps)
+    assert [e.preferences for e in targets.examples] == [e.preferences for e in expected if e.preferences]
+    assert targets.choices is None
+    asked = [parts(e, p) for e in expected for p in e.preferences]
+    with torch.no_grad():
+        for (state, right, wrong), chosen, rejected in zip(asked, *answers, strict=True):
+            twin = torch.stack([completion_twin(choices.model, state, ids) for ids in (right, *wrong)])
+            torch.testing.assert_close(torch.cat((chosen[None], rejected[: len(wrong)])), twin, atol=1e-4, rtol=1e-4)
+            assert rejected[len(wrong) :].isneginf().all()
+
+
+def test_nothing_may_be_picked(encoder: WindowEncoder) -> None:
+    targets = PreferenceTargets.build([example(encoder, "on_policy", n=5)])
+    teachers = torch.tensor([sum(targets.choices.sizes[0][:step]) for step in range(4)])
+    answers = targets.choices.allowed[torch.isin(targets.choices.candidate, teachers), 0]
+    likeliest = torch.zeros(len(targets.packed.place)).index_fill(0, answers, 9.0)
+    assert targets.picked(likeliest) is None

@@ -1,0 +1,121 @@
+"""Attention in a packed row, as an attention implementation of Transformers' models.
+
+A trunk is plain causal attention, the fast kernel; only the few tokens of the branches need a mask. Without a layout,
+as in generation, it is Transformers' `sdpa`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lit_rerank.errors import UserError
+from lit_rerank.packing import Layout, Segment
+
+PACKED = "packed"
+
+_SHORT = 256  # so few tokens a CPU reads faster, above all backwards, by two products of matrices than by the kernel
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Each token of the row sees its ancestors and itself.
+
+    Args:
+        query: (1, heads, tokens, size); key, value: the same, perhaps with fewer heads. `layout` may cover fewer
+            tokens: those after it are padding.
+
+    Returns:
+        (1, tokens, heads, size), and no weights.
+
+    Raises:
+        UserError: if the model's attention is more than a softmax over what a token sees.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise UserError(f"the model's attention has a {unknown[0]}: such models cannot be trained here")
+    window = kwargs.get("sliding_window")
+    settings = {"scaling": kwargs.get("scaling"), "dropout": kwargs.get("dropout") or 0.0}
+    return _in_layout(query, key, value, layout, window, settings).transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable  # every batch has another layout
+def _in_layout(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None, settings: dict[str, Any]
+) -> Tensor:
+    """Trunk by trunk, each with the beginning that all share; what that sees is kept of the first one only."""
+    outputs, beginning = [], slice(0, layout.common)
+    for number, segment in enumerate(layout.segments):
+        q, k, v = (_joined(x, beginning, segment.trunk) for x in (query, key, value))
+        seen = _attend(q, k, v, _trunk_mask(q, window), **settings)
+        outputs.append(seen[:, :, layout.common :] if number else seen)
+        if len(segment.visible):
+            k, v = (torch.cat((whole, x[:, :, segment.branches]), 2) for whole, x in ((k, key), (v, value)))
+            mask = _branch_mask(layout, segment, window)
+            outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
+    padding = query[:, :, len(layout) :]
+    return torch.cat([*outputs, torch.zeros_like(padding)], 2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Softmax attention over what is visible (None: over all that stands before)."""
+    heads, tokens, size = query.shape[1:]
+    if visible is None and (tokens > _SHORT or dropout or query.device.type != "cpu"):
+        return scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+        )
+    # The heads that share keys are queries of one head: nothing is repeated.
+    shared = key.shape[1]
+    grouped = query.reshape(1, shared, heads // shared * tokens, size)
+    if visible is None:
+        visible = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    mask = visible.repeat(heads // shared, 1)
+    if tokens <= _SHORT and not dropout and query.device.type == "cpu":
+        hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.transpose(2, 3) + hidden
+        output = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+    else:
+        output = scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scaling)
+    return output.reshape(1, heads, tokens, size)
+
+
+def _joined(x: Tensor, beginning: slice, end: slice) -> Tensor:
+    """Two parts of a row, which need not be neighbours."""
+    if beginning.stop == end.start:
+        return x[:, :, : end.stop]
+    return torch.cat((x[:, :, beginning], x[:, :, end]), 2) if beginning.stop else x[:, :, end]
+
+
+def _trunk_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """What a trunk's tokens see in layers of limited sight, where it is longer than they see."""
+    tokens = query.shape[2]
+    if window is None or tokens <= window:
+        return None
+    return torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+
+
+def _branch_mask(layout: Layout, segment: Segment, window: int | None) -> Tensor:
+    if window is None:
+        return segment.visible
+    own = layout.positions[segment.branches]
+    trunk = torch.arange(segment.visible.shape[1] - len(own), device=own.device)
+    return segment.visible & (own[:, None] - torch.cat((trunk, own)) < window)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

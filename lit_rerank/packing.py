@@ -1,0 +1,177 @@
+"""Packing: a batch's sequences as one row in which every token stands once.
+
+A *trunk* is a sequence that is read as it stands: a window's prompt and the teacher's chain. What is asked about may
+also lie on a *branch* that leaves the trunk somewhere: a wrong identifier after the teacher's first choices. Branches
+of one place share what they begin with, trunks what all of them begin with, so that the row is the tokens' prefix tree:
+
+    [ common beginning | trunk 1 | its branches | trunk 2 | its branches | ... ]
+
+A token sees its ancestors in the tree and itself, nothing else, and has the position that it has among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from lit_rerank.chat import Ids
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a trunk and its branches stand in the row.
+
+    Attributes:
+        trunk: the trunk's own tokens, after those that all trunks begin with.
+        branches: its branches' tokens.
+        visible: (branch tokens, whole trunk + branch tokens) what each of these sees.
+    """
+
+    trunk: slice
+    branches: slice
+    visible: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who sees whom in a row.
+
+    Attributes:
+        common: so many tokens all trunks begin with; they stand first.
+        segments: the trunks, in the order of the row; there is at least one.
+        positions: (tokens,) how many ancestors each token has.
+    """
+
+    common: int
+    segments: tuple[Segment, ...]
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A row to read, and what to look up in what the model says to it.
+
+    Attributes:
+        ids: (tokens,) the row.
+        parents: of each token, the token before it; -1 for the first.
+        place, token: (questions,) each asks for log p(token | ids[place] and its ancestors).
+    """
+
+    ids: Tensor
+    parents: tuple[int, ...]
+    layout: Layout
+    place: Tensor
+    token: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Packer:
+    """Collects questions "log p(token | context)?" and packs their contexts."""
+
+    def __init__(self) -> None:
+        self._trees: list[_Tree] = []
+        self._tokens: list[int] = []
+
+    def trunk(self, ids: Ids) -> int:
+        """Announce a trunk; returns its number."""
+        self._trees.append(_Tree(ids))
+        return len(self._trees) - 1
+
+    def ask(self, trunk: int, length: int, token: int, branch: Ids = ()) -> int:
+        """Ask for log p(token | the trunk's first `length` tokens, then `branch`); returns the answer's index."""
+        self._trees[trunk].visit(len(self._tokens), length, branch)
+        self._tokens.append(token)
+        return len(self._tokens) - 1
+
+    def pack(self, device: torch.device | str = "cpu") -> Packed:
+        """The contexts of all that was asked, and not a token more."""
+        trees = [tree for tree in self._trees if tree.length]
+        common = _common_beginning([tree.trunk[: tree.length] for tree in trees])
+        ids, parents, places = list(trees[0].trunk[:common]), list(range(-1, common - 1)), [0] * len(self._tokens)
+        segments = []
+        for tree in trees:
+            start = len(ids)
+            on_trunk = [*range(common), *range(start, start + tree.length - common)]  # the places of its tokens
+            ids += tree.trunk[common : tree.length]
+            parents += [-1, *on_trunk][common : tree.length]
+            middle = len(ids)
+            ids += [token for _, token in tree.nodes]
+            parents += [on_trunk[~p] if p < 0 else middle + p for p, _ in tree.nodes]
+            for question, node in tree.questions:
+                places[question] = on_trunk[~node] if node < 0 else middle + node
+            visible = tree.visible().to(device)
+            segments.append(Segment(slice(start, middle), slice(middle, len(ids)), visible))
+        return Packed(
+            ids=torch.tensor(ids, device=device),
+            parents=tuple(parents),
+            layout=Layout(common, tuple(segments), torch.tensor(_depths(parents), device=device)),
+            place=torch.tensor(places, device=device),
+            token=torch.tensor(self._tokens, device=device),
+        )
+
+
+class _Tree:
+    """A trunk and the branches that leave it.
+
+    A place in it is a number: from 0 on, a branch's token; below, `~i` is the trunk's i-th (0-based) token.
+
+    Attributes:
+        length: so many of the trunk's tokens are read.
+        nodes: the branches' tokens, each with the place of the token before it.
+        questions: (number, place) of each.
+    """
+
+    def __init__(self, trunk: Ids) -> None:
+        self.trunk = trunk
+        self.length = 0
+        self.nodes: list[tuple[int, int]] = []
+        self.questions: list[tuple[int, int]] = []
+        self._known: dict[tuple[int, int], int] = {}
+
+    def visit(self, question: int, length: int, branch: Ids) -> None:
+        """Lay out a question's context: the trunk's first `length` tokens, then `branch`."""
+        while branch and self.trunk[length : length + 1] == branch[:1]:  # it goes the trunk's own way
+            length, branch = length + 1, branch[1:]
+        self.length = max(self.length, length)
+        place = ~(length - 1)
+        for token in branch:
+            step = (place, token)
+            if step not in self._known:
+                self._known[step] = len(self.nodes)
+                self.nodes.append(step)
+            place = self._known[step]
+        self.questions.append((question, place))
+
+    def visible(self) -> Tensor:
+        """(branch tokens, trunk + branch tokens) what each of the branches' tokens sees."""
+        seen = torch.zeros(len(self.nodes), self.length + len(self.nodes), dtype=torch.bool)
+        for node, (parent, _) in enumerate(self.nodes):
+            if parent < 0:
+                seen[node, : ~parent + 1] = True
+            else:
+                seen[node] = seen[parent]
+            seen[node, self.length + node] = True
+        return seen
+
+
+def _common_beginning(trunks: Sequence[Ids]) -> int:
+    """How many tokens all trunks begin with, but for the last one of each; none where there is only one."""
+    if len(trunks) < 2:
+        return 0
+    together = zip(*(trunk[:-1] for trunk in trunks), strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
+
+
+def _depths(parents: Sequence[int]) -> list[int]:
+    """How many ancestors each has; a parent stands before its children."""
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return depths
