@@ -356,8 +356,8 @@ def test_a_mistyped_directory_is_not_sought_on_the_hub(tmp_path: Path, monkeypat
         load_model("models/none")
 
 
-def test_the_attention_asked_for_is_what_runs(tiny_model: Path) -> None:
-    for name in ("eager", "sdpa"):
-        assert load_backbone(BackboneSettings(str(tiny_model), attention=name)).config._attn_implementation == name
-    with pytest.raises(UserError, match=r"cannot load the model .*nope"):
-        load_backbone(BackboneSettings(str(tiny_model), attention="nope"))
+def test_a_trained_models_config_is_an_ordinary_one(tiny_model: Path, tmp_path: Path) -> None:
+    """The attention of packed rows is this project's own affair."""
+    load_backbone(settings(tiny_model, tune="full")).save_pretrained(tmp_path)
+    assert "packed" not in (tmp_path / "config.json").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"

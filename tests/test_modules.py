@@ -24,6 +24,7 @@ from lit_rerank.modules import OptimizerSettings, RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.reference import AdapterOff
 from lit_rerank.reranker import save_prompt_settings
+from lit_rerank.targets import PreferenceTargets
 from tests.encoders import parts
 from tests.tiny import record
 from tests.training import figures
@@ -162,6 +163,12 @@ def test_sft_learns_from_the_mean_over_a_steps_windows(
     assert [logged[i]["train/loss"] for i in (1, 2)] == pytest.approx(expected, rel=1e-4)
 
 
+def as_picked(module: DPOModule, example: PreferenceExample) -> PreferenceExample:
+    targets = PreferenceTargets.build([example])
+    found = targets and targets.picked(module.reference.token_logps(targets.packed))
+    return found[0].examples[0] if found else PreferenceExample(example.qid, example.ids, ())
+
+
 @pytest.mark.parametrize("negatives", ["all", "on_policy"])
 @pytest.mark.parametrize(("size", "accumulate"), SHAPES)
 def test_dpo_learns_from_the_mean_over_the_windows_that_have_preferences(
@@ -175,7 +182,7 @@ def test_dpo_learns_from_the_mean_over_the_windows_that_have_preferences(
     module = dpo(tiny_model)
     twin, before = copy.deepcopy(module.model), snapshot(module.model)
     examples = preferences(negatives)
-    picked = [module._picked([example])[0] for example in examples]  # the reference does not change
+    picked = [as_picked(module, example) for example in examples]  # the reference does not change
     without = [not example.preferences for example in picked]
     assert any(without) == (negatives == "on_policy")
     assert not all(without)
@@ -191,7 +198,7 @@ def test_dpo_learns_from_the_mean_over_the_windows_that_have_preferences(
 def test_a_step_without_any_preference_learns_nothing(tiny_model: Path, tmp_path: Path) -> None:
     module = dpo(tiny_model)
     before = snapshot(module.model)
-    logged = descend(module, tmp_path, [[PreferenceExample("q", ())], [PreferenceExample("r", ())]])
+    logged = descend(module, tmp_path, [[PreferenceExample("q", (5, 6), ())], [PreferenceExample("r", (5, 6), ())]])
     for name, value in trainable_parameters(module.model).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert logged == {step: {"train/preferences": 0.0} for step in (1, 2)}
@@ -208,7 +215,7 @@ def test_a_step_without_any_preference_leaves_momentum_and_weight_decay_alone(
         return snapshot(module.model)
 
     learned = after([preferences("all")[:2]])
-    for name, value in after([preferences("all")[:2], [PreferenceExample("q", ())]]).items():
+    for name, value in after([preferences("all")[:2], [PreferenceExample("q", (5, 6), ())]]).items():
         torch.testing.assert_close(value, learned[name], rtol=0, atol=0)
 
 

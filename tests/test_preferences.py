@@ -96,7 +96,7 @@ def test_a_window_of_n_gives_n_minus_one(mode: str, n: int, encoder: WindowEncod
     assert found.pick == (mode if mode in ("on_policy", "hardest") else None)
     for step, preference in enumerate(found.preferences):
         remaining = [i for i in PERMUTATION if i <= n][step:]
-        chosen, rejected = identifiers(encoder, preference)
+        chosen, rejected = identifiers(encoder, found, preference)
         assert chosen == remaining[0]
         if mode == "sampled:2":
             assert rejected < set(remaining)
@@ -108,9 +108,9 @@ def test_a_window_of_n_gives_n_minus_one(mode: str, n: int, encoder: WindowEncod
 
 @pytest.mark.parametrize(("choices", "steps"), [(1, 1), (3, 3), (4, 4), (5, 4), (9, 4)])
 def test_only_trusted_choices_become_preferences(choices: int, steps: int, encoder: WindowEncoder) -> None:
-    found = example(encoder, "all", n=5, choices=choices).preferences
-    assert [p.step for p in found] == list(range(1, steps + 1))
-    assert identifiers(encoder, found[0]) == (3, {1, 2, 5, 4})  # the untrusted are still wrong ones
+    found = example(encoder, "all", n=5, choices=choices)
+    assert [p.step for p in found.preferences] == list(range(1, steps + 1))
+    assert identifiers(encoder, found, found.preferences[0]) == (3, {1, 2, 5, 4})  # the untrusted are still wrong ones
 
 
 @pytest.mark.parametrize("mode", ["sampled:3", "sequence"])

@@ -22,6 +22,7 @@ from lit_rerank.preferences import Negatives
 from lit_rerank.reference import REFERENCE, AdapterOff, FrozenAdapter, Precomputed, Reference, SeparateModel
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import PreferenceTargets
+from tests.test_packing import ancestors
 from tests.test_scoring import assert_same_gradients, gradients
 from tests.tiny import record, tiny_tokenizer
 
@@ -100,10 +101,11 @@ def separately_loaded(settings: BackboneSettings) -> PreTrainedModel:
 
 @torch.no_grad()
 def values_of(model: PreTrainedModel, targets: PreferenceTargets) -> Tensor:
-    """The answers, one row at a time from whole logits."""
-    rows = targets.packed
-    whole = [model(ids[None]).logits[0].float().log_softmax(-1) for ids in rows.ids]
-    return torch.stack([whole[r][p, t] for r, p, t in zip(rows.row, rows.position, rows.token, strict=True)])
+    """The answers, one context at a time from whole logits."""
+    packed = targets.packed
+    contexts = {place: packed.ids[ancestors(packed, place)][None] for place in set(packed.place.tolist())}
+    whole = {place: model(ids).logits[0, -1].float().log_softmax(-1) for place, ids in contexts.items()}
+    return torch.stack([whole[int(p)][t] for p, t in zip(packed.place, packed.token, strict=True)])
 
 
 def dpo_gradients(
@@ -131,7 +133,6 @@ def test_values_and_gradients_are_those_of_a_separate_model(
     separate = separately_loaded(settings)
     with autocast(bf16):
         expected = values_of(separate, targets)
-        # Reading the same rows, so with the same dropout; checkpointed layers do not share a beginning.
         plain = load_backbone(start(origin, tiny_model, sft, gradient_checkpointing=checkpointing))
         randomise(plain, seed=7)
         expected_gradients = dpo_gradients(plain, targets, lambda: expected)
@@ -367,7 +368,7 @@ def test_two_runs_append(tiny_model: Path, sft: Path, targets: PreferenceTargets
     settings, more = start("sft", tiny_model, sft), preferences("q1", "another query")
     first = make_values(tmp_path, settings, targets)
     reference = precomputed(tmp_path, settings, SeparateModel())
-    second = reference.token_logps(more.rows)
+    second = reference.token_logps(more.packed)
     assert torch.equal(reference.token_logps(targets.packed), first)
     reference.save()
     reference.save()  # nothing is new
@@ -376,7 +377,7 @@ def test_two_runs_append(tiny_model: Path, sft: Path, targets: PreferenceTargets
     assert not set.intersection(*map(set, parts))  # only what is new is written
     both = precomputed(tmp_path, settings)
     assert torch.equal(both.token_logps(targets.packed), first)
-    assert torch.equal(both.token_logps(more.rows), second)
+    assert torch.equal(both.token_logps(more.packed), second)
 
 
 def test_a_save_that_fails_leaves_no_values(
@@ -404,7 +405,7 @@ def test_other_data_is_not_found(tiny_model: Path, sft: Path, targets: Preferenc
     settings = start("sft", tiny_model, sft)
     make_values(tmp_path, settings, targets)
     with pytest.raises(UserError, match=r"lack some of this batch's: .*; set reference.of to add them") as error:
-        precomputed(tmp_path, settings).token_logps(preferences("another query").rows)
+        precomputed(tmp_path, settings).token_logps(preferences("another query").packed)
     assert "\n" not in str(error.value)
 
 
