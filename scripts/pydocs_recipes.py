@@ -22,14 +22,22 @@ def start_anew(runs: Path) -> None:
         shutil.rmtree(runs)
 
 
-def train(recipe: str, runs: Path, *overrides: str) -> None:
+def train(recipe: str, runs: Path, *overrides: str, without: str | None = None) -> None:
     """Run the command that configs/recipes/pydocs.{recipe}.yaml opens with, in folders under `runs`.
+
+    Args:
+        overrides: further arguments.
+        without: an option of the command that is left out.
 
     Raises:
         UserError: if it fails.
     """
     command = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
-    words = [*shlex.split(command.replace("runs/pydocs.", f"{runs}/")), *overrides]
+    words = shlex.split(command.replace("runs/pydocs.", f"{runs}/"))
+    if without is not None:
+        option = words.index(without)
+        del words[option : option + 2]
+    words += overrides
     print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
     if subprocess.run([sys.executable, *words]).returncode:
         raise UserError(f"the training of {recipe} has failed; its message stands above")

@@ -23,7 +23,7 @@ def main() -> None:
     runs = {"with practice": RUNS / "with_practice", "without": RUNS / "without_practice"}
     train("hours", RUNS, f"--trainer.default_root_dir={runs['with practice']}")
     report(runs)
-    train("hours", RUNS, f"--trainer.default_root_dir={runs['without']}", "--model.init_args.backbone.adapter=null")
+    train("hours", RUNS, f"--trainer.default_root_dir={runs['without']}", without="--model.init_args.backbone.adapter")
     report(runs)
 
 
