@@ -1,8 +1,9 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
-# goes to pytest (make test PYTEST_ARGS='-k model -x').
+# goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
+DATA ?= data
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ MODEL := models/smollm2-135m-instruct
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model quickstart train-pydocs lint test tensorboard wheel clean
+.PHONY: help setup model quickstart train-pydocs lint test bench-train tensorboard wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +50,10 @@ lint: $(STAMP) ## Check style, formatting and types
 
 test: $(STAMP) $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench-train: $(STAMP) $(MODEL)/config.json ## Measure training beside TRL and the physical limit (DATA=folder)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.train --data $(DATA)
 
 tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

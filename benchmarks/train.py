@@ -206,7 +206,7 @@ def trl_dpo(data: Path, n: int, adapter: str, pairs: int) -> Work:
 
     model, loaded = load(adapter)
     coder = encoder()
-    write = coder.chat.tokenizer.decode
+    write: Any = coder.chat.tokenizer.decode
     rows = [
         {"prompt": write(e.ids[: p.start]), "chosen": write(e.ids[p.start : p.end]), "rejected": write(p.rejected[0])}
         for e in step_preferences(data, n, coder)
@@ -219,7 +219,7 @@ def trl_dpo(data: Path, n: int, adapter: str, pairs: int) -> Work:
         model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=coder.chat.tokenizer
     )
     trainer.current_gradient_accumulation_steps = 1  # as train() sets it
-    prepared = list(trainer.train_dataset)
+    prepared: Any = list(trainer.train_dataset)  # type: ignore[arg-type]
     steps = n - 1
 
     def work(number: int) -> None:
@@ -238,7 +238,7 @@ def trl_sft(data: Path, n: int, adapter: str) -> Work:
 
     model, loaded = load(adapter)
     coder = encoder()
-    write = coder.chat.tokenizer.decode
+    write: Any = coder.chat.tokenizer.decode
     rounds = []
     for number in range(ROUNDS):
         windows = teacher_windows(data, n, ROUNDS * SFT_WINDOWS, coder)[number * SFT_WINDOWS :][:SFT_WINDOWS]
@@ -250,7 +250,7 @@ def trl_sft(data: Path, n: int, adapter: str) -> Work:
             model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=coder.chat.tokenizer
         )
         trainer.current_gradient_accumulation_steps = 1
-        rounds.append((trainer, list(trainer.train_dataset)))
+        rounds.append((trainer, list(trainer.train_dataset)))  # type: ignore[arg-type]
 
     def work(number: int) -> None:
         trainer, packed = rounds[number]
