@@ -1,12 +1,13 @@
 """token_logps against the model run on one context at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MambaConfig, MistralConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, load_model
 from lit_rerank.chat import Ids
@@ -112,13 +113,36 @@ def test_every_token_is_read_once(tiny_model: Path) -> None:
     assert read == [len(contexts)]
 
 
-def test_layers_of_limited_sight(tmp_path: Path) -> None:
-    """Their window is shorter than the trunks, and than some branches are far from what they leave."""
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 8}),
+        ("phi3", {}),
+        ("gpt_neox", {}),
+        # Layers of limited sight: it is shorter than the trunks, and than some branches are long.
+        ("mistral", {"sliding_window": 9}),
+        ("gemma3_text", {"sliding_window": 3, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
+def test_families_of_models(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = MistralConfig(vocab_size=VOCABULARY, num_key_value_heads=2, sliding_window=9, **shape)
+    config = AutoConfig.for_model(kind, **SHAPE, **options)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    check_is_twin(load(tmp_path), *questions_about(trunks=2))
+    check_is_twin(load(tmp_path).eval(), *questions_about(trunks=2))
 
 
 def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
@@ -158,9 +182,13 @@ def test_answers_are_float32_whatever_the_model_computes_in(tiny_model: Path) ->
     torch.testing.assert_close(found, expected, atol=0.3, rtol=0.05)  # bfloat16 has 8 bits
 
 
-def test_models_that_cannot_read_packed_rows_are_refused(tmp_path: Path) -> None:
-    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="MambaForCausalLM cannot be trained: packed rows need") as error:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("mamba", "MambaForCausalLM"), ("gemma2", "Gemma2ForCausalLM"), ("stablelm", "StableLmForCausalLM")],
+)
+def test_models_that_cannot_read_packed_rows_are_refused(kind: str, name: str, tmp_path: Path) -> None:
+    """They have no attention, more than a softmax in it, or none that can be told who sees whom."""
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"^{name} cannot be trained: packed rows need") as error:
         token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
     assert "\n" not in str(error.value)
