@@ -117,8 +117,8 @@ def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, tas
     one, two = figures(folder / f"{task}-one"), figures(folder / f"{task}-two")
     assert len(one) == 6
     for step, row in one.items():
-        row.pop("train/tokens_per_s")
-        two[step].pop("train/tokens_per_s")
+        for name in [name for name in row if name == "train/tokens_per_s" or (step == 1 and "accuracy" in name)]:
+            del row[name], two[step][name]  # in DPO's first step rewards are 0, but for rounding
         assert two[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
     assert "val/nDCG@10" in one[3]
     if task == "dpo":  # on_policy: not every window has a preference
