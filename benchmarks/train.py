@@ -218,8 +218,7 @@ def trl_dpo(data: Path, n: int, adapter: str, pairs: int) -> Work:
     trainer = DPOTrainer(
         model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=coder.chat.tokenizer
     )
-    trainer.current_gradient_accumulation_steps = 1  # as train() sets it
-    prepared: Any = list(trainer.train_dataset)  # type: ignore[arg-type]
+    prepared = ready(trainer)
     steps = n - 1
 
     def work(number: int) -> None:
@@ -249,8 +248,7 @@ def trl_sft(data: Path, n: int, adapter: str) -> Work:
         trainer = SFTTrainer(
             model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=coder.chat.tokenizer
         )
-        trainer.current_gradient_accumulation_steps = 1
-        rounds.append((trainer, list(trainer.train_dataset)))  # type: ignore[arg-type]
+        rounds.append((trainer, ready(trainer)))
 
     def work(number: int) -> None:
         trainer, packed = rounds[number]
@@ -259,6 +257,12 @@ def trl_sft(data: Path, n: int, adapter: str) -> Work:
         model.zero_grad()
 
     return work, loaded
+
+
+def ready(trainer: Any) -> list[Any]:
+    """What the trainer has made of its dataset; afterwards it can do single steps."""
+    trainer.current_gradient_accumulation_steps = 1  # as train() sets it
+    return list(trainer.train_dataset)
 
 
 def trl_arguments() -> dict[str, Any]:
