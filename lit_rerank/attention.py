@@ -42,8 +42,14 @@ def packed_attention(
     Raises:
         UserError: if the model's attention is more than a softmax over what a token sees.
     """
-    if layout is None:
+    marked = attention_mask is not None and attention_mask.shape == (1, 1, 1, 1)  # by token_logps
+    if layout is None and not (marked and query.shape[2] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if layout is None or not marked:
+        raise UserError(
+            f"{type(module).__name__} changes the attention mask or drops the layout of packed rows: "
+            "such models cannot be trained here"
+        )
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown:
         raise UserError(f"the model's attention has a {unknown[0]}: such models cannot be trained here")

@@ -28,7 +28,9 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
-    if model.config._attn_implementation != "packed" or model._is_stateful:
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    other_layers = layers - {"full_attention", "sliding_attention"}
+    if model.config._attn_implementation != "packed" or model._is_stateful or other_layers:
         raise UserError(
             f"{type(model).__name__} cannot be trained: packed rows need Transformers' sdpa attention in all layers"
         )

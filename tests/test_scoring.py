@@ -184,7 +184,11 @@ def test_answers_are_float32_whatever_the_model_computes_in(tiny_model: Path) ->
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("mamba", "MambaForCausalLM"), ("gemma2", "Gemma2ForCausalLM"), ("stablelm", "StableLmForCausalLM")],
+    [
+        ("mamba", "MambaForCausalLM"),
+        ("gemma2", "Gemma2ForCausalLM"),
+        ("stablelm", "StableLmForCausalLM"),
+    ],
 )
 def test_models_that_cannot_read_packed_rows_are_refused(kind: str, name: str, tmp_path: Path) -> None:
     """They have no attention, more than a softmax in it, or none that can be told who sees whom."""
@@ -192,3 +196,16 @@ def test_models_that_cannot_read_packed_rows_are_refused(kind: str, name: str, t
     with pytest.raises(UserError, match=f"^{name} cannot be trained: packed rows need") as error:
         token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_the_models_own_is_refused(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", **SHAPE)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="DogeAttention changes the attention mask or drops the layout"):
+        token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
+
+
+def test_layers_that_are_no_attention_are_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("lfm2", **SHAPE, layer_types=["conv", "full_attention"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="Lfm2ForCausalLM cannot be trained"):
+        token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
