@@ -130,7 +130,7 @@ def our_dpo(data: Path, n: int, adapter: str, stored: Path | None = None, compil
         module.objective([examples[number]]).windows.sum().backward()
         module.zero_grad()
 
-    return work, loaded
+    return compiled_before(work) if compiled else work, loaded
 
 
 def our_sft(data: Path, n: int, adapter: str, compiled: bool = False) -> Work:
@@ -146,7 +146,14 @@ def our_sft(data: Path, n: int, adapter: str, compiled: bool = False) -> Work:
         module.objective(batch).windows.sum().backward()
         module.zero_grad()
 
-    return work, loaded
+    return compiled_before(work) if compiled else work, loaded
+
+
+def compiled_before(work: Callable[[int], None]) -> Callable[[int], None]:
+    """Every round is done once, for each may have a length of its own to be compiled for."""
+    for number in range(ROUNDS):
+        work(number)
+    return work
 
 
 def bound(data: Path, n: int, adapter: str) -> Work:

@@ -104,11 +104,12 @@ class Window:
     def gains(self) -> tuple[float, ...]:
         """What each passage is worth, in the order of the permutation.
 
-        Its grade where the window is judged, else (n - rank) / (n - 1); passages whose rank is not known share theirs.
+        Its grade where any of them is judged relevant, else (n - rank) / (n - 1); passages whose rank is not known
+        share theirs.
         """
         if self.permutation is None:
             return ()
-        if self.grades is not None:
+        if self.grades is not None and max(self.grades) > 0:
             return tuple(float(max(0, self.grades[i - 1])) for i in self.permutation)
         n = len(self)
         known = n if self.choices is None else self.choices

@@ -33,11 +33,11 @@ def packed_attention(
     """Each token of the row sees its ancestors and itself.
 
     Args:
-        query: (1, heads, tokens, size); key, value: the same, perhaps with fewer heads. `layout` may cover fewer
-            tokens: those after it are padding.
+        query: (1, heads, tokens, size); key: the same, perhaps with fewer heads; value: as key, perhaps of another
+            size. `layout` may cover fewer tokens: those after it are padding.
 
     Returns:
-        (1, tokens, heads, size), and no weights.
+        (1, tokens, heads, value's size), and no weights.
 
     Raises:
         UserError: if the model's attention is more than a softmax over what a token sees.
@@ -72,8 +72,8 @@ def _in_layout(
             k, v = (torch.cat((whole, x[:, :, segment.branches]), 2) for whole, x in ((k, key), (v, value)))
             mask = _branch_mask(layout, segment, window)
             outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
-    padding = query[:, :, len(layout) :]
-    return torch.cat([*outputs, torch.zeros_like(padding)], 2)
+    padding = outputs[0].new_zeros(*query.shape[:2], query.shape[2] - len(layout), value.shape[-1])
+    return torch.cat([*outputs, padding], 2)
 
 
 def _attend(
@@ -97,7 +97,7 @@ def _attend(
         output = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
     else:
         output = scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scaling)
-    return output.reshape(1, heads, tokens, size)
+    return output.reshape(1, heads, tokens, value.shape[-1])
 
 
 def _joined(x: Tensor, beginning: slice, end: slice) -> Tensor:

@@ -316,7 +316,7 @@ class DPOModule(RerankModule[PreferenceExample]):
         label_smoothing: share of preferences taken to be the wrong way round (sigmoid: cDPO; robust).
         sft_weight: weight of the chosen completions' mean cross-entropy per token, added to the loss.
         step_weights: how a window's steps are weighed: `uniform`, or `ndcg`, by the nDCG that their wrong choices cost
-            (of several, in the mean; a window whose passages are all judged alike then teaches nothing).
+            (of several, in the mean; a window whose passages are all judged alike then has no loss but sft_weight's).
     """
 
     def __init__(
@@ -380,7 +380,7 @@ class DPOModule(RerankModule[PreferenceExample]):
             **{name: (values.mean(), len(values)) for name, values in by_step.items()},
         }
         weights = targets.lost if self.step_weights == "ndcg" else None
-        return Objective(mean(losses + self.sft_weight * nll, weights), len(targets.packed), figures)
+        return Objective(mean(losses, weights) + self.sft_weight * mean(nll), len(targets.packed), figures)
 
     def on_validation_end(self) -> None:
         self.reference.save()

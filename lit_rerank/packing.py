@@ -1,12 +1,13 @@
-"""Packing: a batch's sequences as one row in which every token stands once.
+"""Packing: a batch's sequences as one row, without padding and almost without repetition.
 
 A *trunk* is a sequence that is read as it stands: a window's prompt and the teacher's chain. What is asked about may
 also lie on a *branch* that leaves the trunk somewhere: a wrong identifier after the teacher's first choices. Branches
-of one place share what they begin with, trunks what all of them begin with, so that the row is the tokens' prefix tree:
+of one place share what they begin with, and trunks what all of them begin with:
 
     [ common beginning | trunk 1 | its branches | trunk 2 | its branches | ... ]
 
-A token sees its ancestors in the tree and itself, nothing else, and has the position that it has among them.
+So the row is a tree of tokens. A token sees its ancestors and itself, nothing else, and has the position
+that it has among them.
 """
 
 from collections.abc import Sequence
@@ -86,6 +87,8 @@ class Packer:
 
     def ask(self, trunk: int, length: int, token: int, branch: Ids = ()) -> int:
         """Ask for log p(token | the trunk's first `length` tokens, then `branch`); returns the answer's index."""
+        if not 1 <= length <= len(self._trees[trunk].trunk):
+            raise ValueError(f"a context takes 1 to {len(self._trees[trunk].trunk)} tokens of this trunk, not {length}")
         self._trees[trunk].visit(len(self._tokens), length, branch)
         self._tokens.append(token)
         return len(self._tokens) - 1

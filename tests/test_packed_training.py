@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from lit_rerank import DPOModule, SFTModule
 from lit_rerank.backbone import BackboneSettings, LoraSettings, trainable_parameters
@@ -20,6 +19,7 @@ from lit_rerank.reference import SeparateModel
 from tests.encoders import parts, window
 from tests.test_modules import logps
 from tests.test_scoring import assert_same_gradients, gradients
+from tests.tiny import save_tiny_model
 from tests.tokenizers import chat_tokenizer
 
 BETA = 0.2
@@ -30,23 +30,7 @@ TOKENIZERS = {"splits digits": ("smollm2", "chatml"), "merges digits": ("llama3"
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama of random weights, over the vocabulary of one kind of tokenizer."""
-    directory = tmp_path_factory.mktemp("llama")
-    tokenizer = chat_tokenizer(*TOKENIZERS[request.param])
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_tiny_model(tmp_path_factory.mktemp("llama"), tokenizer=chat_tokenizer(*TOKENIZERS[request.param]))
 
 
 def moved(module: RerankModule[Any]) -> RerankModule[Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_rerank.chat import Ids
-from lit_rerank.packing import Packed, Packer
+from lit_rerank.packing import Layout, Packed, Packer
 
 Question = tuple[int, int, Ids, int]  # trunk, length, branch, token
 
@@ -34,10 +34,9 @@ def ancestors(packed: Packed, place: int) -> list[int]:
     return path[::-1]
 
 
-def seen_by_layout(packed: Packed) -> torch.Tensor:
+def seen_by_layout(layout: Layout) -> torch.Tensor:
     """(tokens, tokens) who sees whom, put together from the layout's parts."""
-    layout = packed.layout
-    seen = torch.zeros(len(packed), len(packed), dtype=torch.bool)
+    seen = torch.zeros(len(layout), len(layout), dtype=torch.bool)
     for segment in layout.segments:
         trunk = [*range(layout.common), *range(segment.trunk.start, segment.trunk.stop)]
         keys = [*trunk, *range(segment.branches.start, segment.branches.stop)]
@@ -69,7 +68,7 @@ def test_the_row_is_the_tree_of_what_is_asked_about(case: tuple[list[Ids], list[
     for place, token, context, question in zip(packed.place, packed.token, contexts, questions, strict=True):
         assert tuple(ids[p] for p in ancestors(packed, int(place))) == context
         assert int(token) == question[-1]
-    seen = seen_by_layout(packed)
+    seen = seen_by_layout(layout)
     for place in range(len(packed)):
         path = ancestors(packed, place)
         assert seen[place].nonzero()[:, 0].tolist() == sorted(path)
@@ -135,3 +134,10 @@ def test_everything_is_on_the_device(device: str) -> None:
     packed = packer.pack(device)
     tensors = [packed.ids, packed.place, packed.token, packed.layout.positions, packed.layout.segments[0].visible]
     assert {tensor.device.type for tensor in tensors} == {device}
+
+
+@pytest.mark.parametrize("length", [-1, 0, 3])
+def test_a_context_lies_on_its_trunk(length: int) -> None:
+    packer = Packer()
+    with pytest.raises(ValueError, match="1 to 2 tokens"):
+        packer.ask(packer.trunk((1, 2)), length, 5)

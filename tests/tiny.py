@@ -41,9 +41,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_tiny_model(directory: Path, seed: int = 0) -> Path:
+def save_tiny_model(directory: Path, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     """A Llama of 2 layers and random weights, not too small for its choices to differ."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
