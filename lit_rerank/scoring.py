@@ -20,7 +20,7 @@ COMPILED_LENGTH = 256  # compiled layers meet rows of multiples of so many token
 
 
 def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
-    """Log-probabilities, in nats and float32, of all the tokens asked for: (questions,).
+    """Log-probabilities, in nats and float32 (float64 of such a model), of all the tokens asked for: (questions,).
 
     One forward over the packed row. Logits are the memory of training: the model's head sees only the places that are
     asked about.
@@ -44,7 +44,7 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
             layout=packed.layout,
             use_cache=False,
         ).logits[0]
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits[place, packed.token] - logits.logsumexp(-1)[place]
 
 
