@@ -37,7 +37,7 @@ model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM 
 $(MODEL)/config.json: | $(STAMP)
 	$(BIN)/python scripts/convert_gguf.py $(MODEL)
 
-quickstart: $(STAMP) $(MODEL)/config.json ## See the small LLM learn to rank: runs/quickstart (2 cores: below 25 minutes)
+quickstart: $(STAMP) $(MODEL)/config.json ## See the small LLM learn to rank: runs/quickstart (2 cores: some 20 minutes)
 	$(BIN)/python -m scripts.quickstart
 
 train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours: learning curves in runs/train-pydocs
