@@ -2,7 +2,9 @@
 
 Real windows of TREC DL 2019 with their teachers' orders, passages of 60 tokens, LoRA of rank 16 on bfloat16 weights.
 All sides read the same windows and learn from the same preferences (one wrong identifier for each step), without the
-optimizer's step. TRL is given the preferences as its users would, as pairs with a prompt.
+optimizer's step. TRL is given the preferences as its users would, as pairs with a prompt. The sides that read a context
+for each completion do three preferences of a window, those in the middle of each third of its steps, whose contexts are
+a little shorter than the mean; what is compared is the time for one preference.
 """
 
 import argparse
@@ -17,19 +19,21 @@ from typing import Any
 from benchmarks.rounds import MEGABYTE, Turn, Work, held, ratio, take_turns, write
 from data_modules.records import Window
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
-from lit_rerank.preferences import Negatives, PreferenceExample
+from lit_rerank.preferences import Negatives, Preference, PreferenceExample
 
 MODEL = "models/smollm2-135m-instruct"
 RESULTS = Path("benchmarks/results")
 PROMPT = PromptSettings(max_passage_tokens=60)
 ROUNDS = 5
 SFT_WINDOWS = 8
+THIRDS = 3
+PAIRS = {10: (1, 3), 20: (1,)}  # how many TRL reads at once; three of 20 passages need more than 24 GB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20], help="passages in a window")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[*PAIRS], choices=[*PAIRS], help="passages in a window")
     args = parser.parse_args()
     for old in (RESULTS / "train.json", RESULTS / "train.png"):
         old.unlink(missing_ok=True)
@@ -55,10 +59,11 @@ def preferences(data: Path, n: int, adapter: str, folder: Path) -> dict[str, Any
         "packed, live reference": partial(our_dpo, *shared),
         "bound": partial(bound, *shared),
         "plain": partial(plain_dpo, *shared),
-        **{f"TRL, {m} pairs": partial(trl_dpo, *shared, pairs=m) for m in (1, 3)},
+        **{f"TRL, {m} at once": partial(trl_dpo, *shared, pairs=m) for m in PAIRS[n]},
     }
     turns = take_turns(prepared, ROUNDS)
-    seconds = {name: [turn.seconds for turn in own] for name, own in turns.items()}
+    done = {name: THIRDS if name == "plain" or name.startswith("TRL") else n - 1 for name in turns}
+    seconds = {name: [turn.seconds / done[name] for turn in own] for name, own in turns.items()}
     fastest = min((name for name in turns if name.startswith("TRL")), key=lambda name: median(seconds[name]))
     return {
         **compared(f"preferences_per_s_over_trl_n{n}", seconds[fastest], seconds["packed"]),
@@ -67,8 +72,8 @@ def preferences(data: Path, n: int, adapter: str, folder: Path) -> dict[str, Any
         **compared(f"dpo_over_unique_token_bound_n{n}", seconds["packed"], seconds["bound"]),
         **compared(f"dpo_compiled_over_unique_token_bound_n{n}", seconds["packed, compiled"], seconds["bound"]),
         **compared(f"dpo_live_reference_over_bound_n{n}", seconds["packed, live reference"], seconds["bound"]),
-        **compared(f"peak_memory_over_trl_n{n}", memory(turns["packed"]), memory(turns["TRL, 1 pairs"])),
-        f"n{n}": summary(turns, n - 1),
+        **compared(f"peak_memory_over_trl_n{n}", memory(turns["packed"]), memory(turns["TRL, 1 at once"])),
+        f"n{n}": summary(turns, seconds),
     }
 
 
@@ -80,11 +85,11 @@ def sft(data: Path, adapter: str, n: int = 10) -> dict[str, Any]:
         "TRL, packing": partial(trl_sft, data, n, adapter),
     }
     turns = take_turns(prepared, ROUNDS)
-    seconds = {name: [turn.seconds for turn in own] for name, own in turns.items()}
+    seconds = {name: [turn.seconds / SFT_WINDOWS for turn in own] for name, own in turns.items()}
     return {
         **compared("sft_windows_per_s_over_trl", seconds["TRL, packing"], seconds["packed"]),
         **compared("sft_windows_per_s_over_trl_compiled", seconds["TRL, packing"], seconds["packed, compiled"]),
-        "sft": summary(turns, SFT_WINDOWS),
+        "sft": summary(turns, seconds),
     }
 
 
@@ -98,11 +103,11 @@ def memory(turns: Sequence[Turn]) -> list[float]:
     return [float(turn.memory) for turn in turns]
 
 
-def summary(turns: dict[str, list[Turn]], items: int) -> dict[str, dict[str, float]]:
-    """Medians: items (preferences or windows) a second, and megabytes above the loaded model."""
+def summary(turns: dict[str, list[Turn]], seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Medians: preferences or windows a second, and megabytes above the loaded model."""
     return {
         name: {
-            "per_s": round(items / median(turn.seconds for turn in own), 3),
+            "per_s": round(1 / median(seconds[name]), 3),
             "peak_mb": round(median(turn.memory for turn in own) / MEGABYTE),
         }
         for name, own in turns.items()
@@ -193,7 +198,7 @@ def plain_dpo(data: Path, n: int, adapter: str) -> Work:
 
     def work(number: int) -> None:
         example = examples[number]
-        for p in example.preferences:
+        for p in of_each_third(example):
             state = example.ids[: p.start]
             chosen, rejected = logp(state, example.ids[p.start : p.end]), logp(state, p.rejected[0])
             reference = chosen.detach()[None], rejected.detach()[None, None]
@@ -217,7 +222,7 @@ def trl_dpo(data: Path, n: int, adapter: str, pairs: int) -> Work:
     rows = [
         {"prompt": write(e.ids[: p.start]), "chosen": write(e.ids[p.start : p.end]), "rejected": write(p.rejected[0])}
         for e in step_preferences(data, n, coder)
-        for p in e.preferences
+        for p in of_each_third(e)
     ]
     arguments = DPOConfig(
         precompute_ref_log_probs=True, max_length=None, per_device_train_batch_size=pairs, **trl_arguments()
@@ -226,11 +231,10 @@ def trl_dpo(data: Path, n: int, adapter: str, pairs: int) -> Work:
         model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=coder.chat.tokenizer
     )
     prepared = ready(trainer)
-    steps = n - 1
 
     def work(number: int) -> None:
-        own = prepared[number * steps : (number + 1) * steps]
-        for start in range(0, steps, pairs):
+        own = prepared[number * THIRDS : (number + 1) * THIRDS]
+        for start in range(0, THIRDS, pairs):
             trainer.training_step(model, trainer.data_collator(own[start : start + pairs]))
         model.zero_grad()
 
@@ -331,6 +335,12 @@ def step_preferences(data: Path, n: int, coder: WindowEncoder) -> list[Preferenc
     """A window for each round, with one wrong identifier at each step."""
     draws, mode = random.Random(n), Negatives.parse("sampled:1")
     return [mode.example(encoded, coder, draws) for encoded in teacher_windows(data, n, ROUNDS, coder)]
+
+
+def of_each_third(example: PreferenceExample) -> list[Preference]:
+    """The preferences in the middle of each third of a window's steps."""
+    steps = len(example.preferences)
+    return [example.preferences[(2 * third + 1) * steps // (2 * THIRDS)] for third in range(THIRDS)]
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
