@@ -27,7 +27,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1 | head -n 1). Name one, as in: make setup PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
-	@for command in '' fit; do $(BIN)/python train.py $$command --help >/dev/null; done  # kept: the next ones are instant
+	@for command in '' fit validate test predict; do $(BIN)/python train.py $$command --help >/dev/null; done  # kept: the next ones are instant
 	@touch $@
 
 model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM of the tests and examples
@@ -40,7 +40,7 @@ $(MODEL)/config.json: | $(STAMP)
 quickstart: $(STAMP) $(MODEL)/config.json ## See the small LLM learn to rank: runs/quickstart (2 cores: some 20 minutes)
 	$(BIN)/python -m scripts.quickstart
 
-train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours: learning curves in runs/train-pydocs
+train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train-pydocs; goes on where it stopped
 	$(BIN)/python -m scripts.train_pydocs
 
 lint: $(STAMP) ## Check style, formatting and types
@@ -51,7 +51,7 @@ lint: $(STAMP) ## Check style, formatting and types
 test: $(STAMP) $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench-train: $(STAMP) $(MODEL)/config.json ## Measure training beside TRL and the physical limit (DATA=folder)
+bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physical limit (DATA=folder: docs/data.md)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.train --data $(DATA)
 

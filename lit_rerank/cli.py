@@ -82,11 +82,14 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             prog=Path(sys.argv[0]).name,
             description="Everything that reads a trained model and writes numbers.",
             exit_on_error=False,
+            allow_abbrev=False,
         )
         functions: dict[str, Callable[..., Any]] = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
         commands = parser.add_subcommands()
         for name, function in functions.items():
-            command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)
+            command = ArgumentParser(
+                description=(function.__doc__ or "").split("\n")[0], exit_on_error=False, allow_abbrev=False
+            )
             command.add_function_arguments(function, as_group=False)
             commands.add_subcommand(name, command)
         chosen = parser.parse_args(list(args) if args is not None else None)
@@ -140,6 +143,25 @@ def in_one_line(run: Callable[[], Any]) -> None:
         if error.filename is None and not isinstance(error, FileNotFoundError):
             raise  # nothing that the user has named
         sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as the shell has it; the user knows why
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        sys.exit(
+            f"error: out of memory: {_first_line(error)} Take a smaller batch_size (train.py: with more "
+            "accumulate_grad_batches), shorter passages or smaller windows; in training also "
+            "backbone.gradient_checkpointing or load_in_4bit"
+        )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's error has a name of its own; the CPU's allocator merely says so."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") + "."
 
 
 def _not_noise(record: logging.LogRecord) -> bool:

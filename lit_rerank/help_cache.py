@@ -1,14 +1,13 @@
 """`--help` without the wait: a command's help is rendered once, then printed from a file.
 
 To list its options LightningCLI imports torch and Lightning, seconds of work for text that is always the same. What
-that text depends on is kept beside it: the sources of this project, the installed packages and their versions, Python,
-and the terminal's width. Where any of it has changed, the help is rendered anew.
+that text depends on is kept beside it: the sources of this project, the installed packages and their versions, Python.
+Where any of it has changed, the help is rendered anew.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 HELP = ("-h", "--help")
 PACKAGES = ("lit_rerank", "data_modules")
+WIDTH = "120"  # columns, on every terminal
 
 
 def with_cached_help(words: Sequence[str], run: Callable[[], Any]) -> None:
@@ -25,7 +25,7 @@ def with_cached_help(words: Sequence[str], run: Callable[[], Any]) -> None:
     if not words or words[-1] not in HELP or len(words) > 2 or any("=" in word for word in words):
         run()
         return
-    file, key = _cache_folder() / f"help-{'-'.join(word.strip('-') for word in words)}.json", _key()
+    file, key = _file(words), _key()
     text = _read(file, key)
     if text is None:
         text = _rendered(run)
@@ -37,6 +37,7 @@ def with_cached_help(words: Sequence[str], run: Callable[[], Any]) -> None:
 def _rendered(run: Callable[[], Any]) -> str:
     """What the command prints; one that fails, or that does not stop after printing, is no help."""
     printed = StringIO()
+    os.environ["COLUMNS"] = WIDTH
     try:
         with redirect_stdout(printed):
             run()
@@ -64,16 +65,18 @@ def _write(file: Path, key: str, text: str) -> None:
         new.replace(file)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-rerank"
+def _file(words: Sequence[str]) -> Path:
+    """Where the help is kept: one place for each help of each command of each installation."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-rerank"
+    installation = hashlib.sha256(f"{Path(__file__).resolve()}\n{sys.prefix}".encode()).hexdigest()[:12]
+    return folder / "-".join((Path(sys.argv[0]).name, *(word.strip("-") for word in words), f"{installation}.json"))
 
 
 def _key() -> str:
     """A digest of all that the help depends on."""
     digest = hashlib.sha256()
     settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("JSONARGPARSE_"))
-    width = str(shutil.get_terminal_size().columns)
-    known = (Path(sys.argv[0]).name, sys.version, width, *settings, *_installed())
+    known = (sys.version, WIDTH, *settings, *_installed())
     digest.update(json.dumps(known).encode())
     here = Path(__file__).resolve().parents[1]
     for file in sorted(file for package in PACKAGES for file in (here / package).rglob("*.py")):

@@ -47,7 +47,9 @@ class RerankCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        return super().init_parser(exit_on_error=False, **kwargs)  # errors without the usage's hundred lines
+        return super().init_parser(
+            exit_on_error=False, allow_abbrev=False, **kwargs
+        )  # errors without the usage's hundred lines
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")

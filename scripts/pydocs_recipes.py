@@ -32,15 +32,31 @@ def train(recipe: str, runs: Path, *overrides: str, without: str | None = None) 
     Raises:
         UserError: if it fails.
     """
-    command = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
-    words = shlex.split(command.replace("runs/pydocs.", f"{runs}/"))
-    if without is not None:
-        option = words.index(without)
-        del words[option : option + 2]
-    words += overrides
+    words = [*command(recipe, runs, without), *overrides]
     print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
     if subprocess.run([sys.executable, *words]).returncode:
         raise UserError(f"the training of {recipe} has failed; its message stands above")
+
+
+def go_on(recipe: str, run: Path, *overrides: str, without: str | None = None) -> None:
+    """`train` into the folder `run`, unless that was done before; one that was stopped continues."""
+    if (run / "adapter").exists():
+        print(f"{run} is complete: it is kept (to train it anew, remove it)", flush=True)
+        return
+    last = run / "checkpoints" / "last.ckpt"
+    if last.exists():
+        overrides += (f"--ckpt_path={last}",)
+    train(recipe, run.parent, f"--trainer.default_root_dir={run}", *overrides, without=without)
+
+
+def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:
+    """The words after `python` of the recipe's command, its folders under `runs`."""
+    line = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
+    words = shlex.split(line.replace("runs/pydocs.", f"{runs}/"))
+    if without is not None:
+        option = words.index(without)
+        del words[option : option + 2]
+    return words
 
 
 def windows_seen(run: Path) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from data_modules.records import RankingRecord, Window
 from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
 from lit_rerank.cli import in_one_line
+from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
@@ -31,9 +32,9 @@ SEED = 0
 def main() -> None:
     started = time.perf_counter()
     start_anew(RUNS)
-    faster = ["--model.init_args.backbone.compile=true"] if pays_to_compile() else []
+    compiles = pays_to_compile()
     for stage in STAGES:
-        train(stage, RUNS, *faster)
+        compiles = trained(stage, compiles)
     records = list(SearchedSource("pydocs/test", depth=SLIDING.depth))
     windows = [Window.of(r, range(len(r.passages))) for r in JudgedSource("pydocs/val", 96, 5, 5)]
     systems = {"first_stage": ranking_figures("first_stage", in_first_stage_order(records), records)}
@@ -45,6 +46,19 @@ def main() -> None:
     draw_curves(RUNS / "learning_curves.png")
     to_tensorboard(systems)
     show(systems, seconds)
+
+
+def trained(stage: str, compiles: bool) -> bool:
+    """Train a stage, without torch.compile where that fails; whether it was compiled."""
+    if compiles:
+        try:
+            train(stage, RUNS, "--model.init_args.backbone.compile=true")
+        except UserError:
+            print(f"{stage} has failed with torch.compile: once more, without", flush=True)
+        else:
+            return True
+    train(stage, RUNS)
+    return False
 
 
 def pays_to_compile() -> bool:
@@ -182,7 +196,8 @@ Figures: {RUNS}/summary.json   curves: {RUNS}/learning_curves.png   runs: {RUNS}
 What next?
   make tensorboard                                   the curves of the three trainings
   .venv/bin/python evaluate.py rerank --model {MODEL} --adapter {RUNS}/dpo/adapter \\
-      --first_stage bm25 --collection pydocs/test --depth 8 --window 5 --stride 3 --run my.run.txt --metrics my.json
+      --first_stage bm25 --collection pydocs/test --depth 8 --window 5 --stride 3 --shuffle 0 --dtype bfloat16 \\
+      --run my.run.txt --metrics my.json
   make test                                          prove the installation
   make train-pydocs                                  the same for hours
 Your own data and one GPU: README.md"""

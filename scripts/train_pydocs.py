@@ -1,6 +1,7 @@
 """`make train-pydocs`: SFT on pydocs for hours, after pointing practice and without it.
 
-The learning curves of both land in runs/train-pydocs: does the model pass BM25, and after how many windows?
+The learning curves of both land in runs/train-pydocs: does the model pass BM25, and after how many windows? Called
+again, it keeps what is complete and continues what was stopped.
 """
 
 import json
@@ -11,19 +12,18 @@ from data_modules.sources import SearchedSource
 from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.metrics import means, parse_measure, per_query
-from scripts.pydocs_recipes import curve, start_anew, train, windows_seen
+from scripts.pydocs_recipes import curve, go_on, windows_seen
 
 RUNS = Path("runs/train-pydocs")
 MEASURE = "nDCG@10"
 
 
 def main() -> None:
-    start_anew(RUNS)
-    train("pointing", RUNS)
+    go_on("pointing", RUNS / "pointing")
     runs = {"with practice": RUNS / "with_practice", "without": RUNS / "without_practice"}
-    train("hours", RUNS, f"--trainer.default_root_dir={runs['with practice']}")
+    go_on("hours", runs["with practice"])
     report(runs)
-    train("hours", RUNS, f"--trainer.default_root_dir={runs['without']}", without="--model.init_args.backbone.adapter")
+    go_on("hours", runs["without"], without="--model.init_args.backbone.adapter")
     report(runs)
 
 

@@ -89,25 +89,36 @@ def test_the_same_help_is_rendered_once(
     assert capsys.readouterr().out == "usage: ...\n" * 2
 
 
-def test_another_width_version_or_broken_cache_renders_anew(
+def test_another_width_is_the_same_help(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in ("55", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        helped(counted, "fit", "--help")
+    assert len(counted) == 1
+
+
+def test_each_command_keeps_its_own_help(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("train.py", "lit-rerank-train") * 2:
+        monkeypatch.setattr(sys, "argv", [program])
+        helped(counted, "fit", "--help")
+    assert len(counted) == 2
+
+
+def test_another_version_or_broken_cache_renders_anew(
     counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     helped(counted, "fit", "--help")
-    monkeypatch.setenv("COLUMNS", "55")
-    helped(counted, "fit", "--help")
-    assert len(counted) == 2
     site = tmp_path / "site-packages"
     (site / "lightning-2.6.6.dist-info").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(site))
     helped(counted, "fit", "--help")
-    assert len(counted) == 3
+    assert len(counted) == 2
     (site / "lightning-2.6.6.dist-info").rename(site / "lightning-2.7.0.dist-info")
     helped(counted, "fit", "--help")
-    assert len(counted) == 4
+    assert len(counted) == 3
     for file in (tmp_path / "lit-rerank").iterdir():
         file.write_text("{")
     helped(counted, "fit", "--help")
-    assert len(counted) == 5
+    assert len(counted) == 4
 
 
 def test_without_a_place_for_the_cache_help_still_comes(

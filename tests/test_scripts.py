@@ -1,0 +1,96 @@
+"""The scripts behind `make quickstart` and `make train-pydocs`, all but the hours that they train for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rerank.errors import UserError
+from scripts import pydocs_recipes, quickstart
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that would train; those with torch.compile fail."""
+    calls: list[list[str]] = []
+
+    class Done:
+        def __init__(self, words: list[str], **_: object) -> None:
+            calls.append(words[1:])
+            self.returncode = int(any("compile" in word for word in words))
+
+    monkeypatch.setattr(pydocs_recipes.subprocess, "run", Done)
+    return calls
+
+
+@pytest.mark.parametrize("recipe", ["pointing", "sft", "dpo", "hours"])
+def test_a_recipes_own_command_runs_in_the_folder(recipe: str) -> None:
+    words = pydocs_recipes.command(recipe, Path("runs/here"))
+    assert words[:2] == ["train.py", "fit"]
+    assert words[words.index("--trainer.default_root_dir") + 1] == f"runs/here/{recipe}"
+    assert not [word for word in words if word.startswith("runs/pydocs.")]
+
+
+def test_an_option_can_be_left_out() -> None:
+    option = "--model.init_args.backbone.adapter"
+    own, without = (pydocs_recipes.command("hours", Path("runs/here"), left_out) for left_out in (None, option))
+    place = own.index(option)
+    assert without == own[:place] + own[place + 2 :]
+
+
+def test_a_failed_training_is_one_message(calls: list[list[str]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the training of sft has failed"):
+        pydocs_recipes.train("sft", tmp_path, "--model.init_args.backbone.compile=true")
+
+
+def test_a_stage_that_cannot_be_compiled_is_trained_without(calls: list[list[str]]) -> None:
+    assert not quickstart.trained("sft", compiles=True)
+    assert [any("compile" in word for word in words) for words in calls] == [True, False]
+    assert not quickstart.trained("dpo", compiles=False)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
+def test_compiling_is_for_processors_with_tiles(capabilities: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(quickstart.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert quickstart.pays_to_compile() == capabilities.get("amx_bf16", False)
+
+
+def test_what_is_complete_is_kept_and_what_was_stopped_continues(calls: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "done" / "adapter").mkdir(parents=True)
+    pydocs_recipes.go_on("hours", tmp_path / "done")
+    assert not calls
+    pydocs_recipes.go_on("hours", tmp_path / "new")
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    pydocs_recipes.go_on("hours", tmp_path / "stopped")
+    assert not [word for word in calls[0] if word.startswith("--ckpt_path")]
+    assert calls[1][-1] == f"--ckpt_path={last}"
+
+
+def test_an_earlier_run_is_removed_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    pydocs_recipes.start_anew(run)
+    assert not capsys.readouterr().out
+    run.mkdir()
+    pydocs_recipes.start_anew(run)
+    assert not run.exists()
+    assert "holds an earlier run: it is removed" in capsys.readouterr().out
+
+
+def test_the_curves_are_drawn_from_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "RUNS", tmp_path)
+    rows = [
+        {"step": 0, "train/choice_loss": 0.7, "train/no_skill": 0.69},
+        {"step": 1, "val/choice_loss": 0.6},
+        {"step": 1, "train/rewards/accuracy": 0.5},
+    ]
+    for stage in quickstart.STAGES:
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert pydocs_recipes.curve(tmp_path / "sft", "train/choice_loss") == [(0, 0.7)]
+    quickstart.draw_curves(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
