@@ -22,6 +22,7 @@ from data_modules.trec import read_run
 from lit_rerank import Reranker, SFTModule
 from lit_rerank.backbone import BackboneSettings, load_tokenizer
 from lit_rerank.callbacks import AdapterCheckpoint
+from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from tests.tiny import record
 from tests.training import command, figures, train_in, write_data
@@ -293,6 +294,7 @@ MISTAKES = {
     "no checkpoint": (["--ckpt_path=broken.yaml"], "ckpt_path names a file that cannot be read"),
     "fewer than no workers": (["--data.init_args.num_workers=-1"], "data.num_workers is -1"),
     "no data": (["--data=null"], "the following arguments are required: fit.data"),
+    "an abbreviation": (["--trainer.max_epoch=1"], "unrecognized arguments: --trainer.max_epoch=1"),
     "no batch": (["--data.init_args.batch_size=0"], "data.batch_size 0"),
     "monitor not logged": (["--checkpoint.monitor=val/none", *TWO_STEPS], "could not find the monitored key"),
     "no training data": (["--data.init_args.train=null"], "data.init_args.train is not set"),
@@ -323,6 +325,35 @@ def test_a_mistake_is_told_in_one_line(folder: Path, tiny_model: Path, mistake: 
     assert "\n" not in message
     assert "Traceback" not in message
     assert "Union" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ..."),
+            "error: out of memory: ",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "error: out of"),
+        (KeyboardInterrupt(), "130"),
+    ],
+)
+def test_what_stops_a_run_from_outside_is_no_traceback(error: BaseException, code: str) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        in_one_line(run)
+    assert str(stopped.value.code).startswith(code)
+    assert "\n" not in str(stopped.value.code)
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    def run() -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        in_one_line(run)
 
 
 def test_a_model_without_chat_template_is_told_in_one_line(folder: Path, tiny_model: Path) -> None:
