@@ -47,9 +47,8 @@ class RerankCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        return super().init_parser(
-            exit_on_error=False, allow_abbrev=False, **kwargs
-        )  # errors without the usage's hundred lines
+        # Errors come without the usage's hundred lines, and an option is what its whole name says.
+        return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")

@@ -40,13 +40,15 @@ def train(recipe: str, runs: Path, *overrides: str, without: str | None = None) 
 
 def go_on(recipe: str, run: Path, *overrides: str, without: str | None = None) -> None:
     """`train` into the folder `run`, unless that was done before; one that was stopped continues."""
-    if (run / "adapter").exists():
+    complete = run / "complete"  # the adapter is there earlier, with the first validation
+    if complete.exists():
         print(f"{run} is complete: it is kept (to train it anew, remove it)", flush=True)
         return
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
         overrides += (f"--ckpt_path={last}",)
     train(recipe, run.parent, f"--trainer.default_root_dir={run}", *overrides, without=without)
+    complete.touch()
 
 
 def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:

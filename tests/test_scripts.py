@@ -59,16 +59,24 @@ def test_compiling_is_for_processors_with_tiles(capabilities: dict[str, bool], m
 
 
 def test_what_is_complete_is_kept_and_what_was_stopped_continues(calls: list[list[str]], tmp_path: Path) -> None:
-    (tmp_path / "done" / "adapter").mkdir(parents=True)
-    pydocs_recipes.go_on("hours", tmp_path / "done")
-    assert not calls
-    pydocs_recipes.go_on("hours", tmp_path / "new")
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    (tmp_path / "new").mkdir()  # as the training would
     last.parent.mkdir(parents=True)
     last.touch()
+    (tmp_path / "stopped" / "adapter").mkdir()  # written with the first validation
+    pydocs_recipes.go_on("hours", tmp_path / "new")
     pydocs_recipes.go_on("hours", tmp_path / "stopped")
     assert not [word for word in calls[0] if word.startswith("--ckpt_path")]
     assert calls[1][-1] == f"--ckpt_path={last}"
+    pydocs_recipes.go_on("hours", tmp_path / "stopped")
+    assert len(calls) == 2
+
+
+def test_what_has_failed_is_not_complete(calls: list[list[str]], tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match="the training of hours has failed"):
+            pydocs_recipes.go_on("hours", tmp_path, "--model.init_args.backbone.compile=true")
+    assert len(calls) == 2
 
 
 def test_an_earlier_run_is_removed_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
