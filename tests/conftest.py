@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lit_rerank.targets import PreferenceTargets
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the tiny model for DPO to start from; it has dropout."""
+    from tests.references import save_adapter
+
+    return save_adapter(tiny_model, tmp_path_factory.mktemp("sft"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def targets() -> "PreferenceTargets":
+    """Preferences of windows of 2, 3 and 4 passages."""
+    from tests.references import preferences
+
+    return preferences("q1")

@@ -3,7 +3,6 @@
 import copy
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,16 @@ def encode(module: RerankModule[Any], n: int, seed: int = 0) -> EncodedWindow:
 
 def reward(module: DPOModule, state: Sequence[int], tokens: Sequence[int]) -> Tensor:
     policy = logps(module.model, [*state, *tokens], len(state)).sum()
-    separate = getattr(module.reference, "separate", module.model)
-    without = nullcontext() if separate is not module.model else separate.disable_adapter()  # as AdapterOff says
-    with torch.no_grad(), without:
-        reference = logps(separate, [*state, *tokens], len(state)).sum()
-    return BETA * (policy - reference)
+    return BETA * (policy - reference_logp(module, state, tokens))
+
+
+@torch.no_grad()
+def reference_logp(module: DPOModule, state: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    if isinstance(module.reference, SeparateModel):
+        return logps(module.reference.separate, [*state, *tokens], len(state)).sum()
+    assert isinstance(module.reference, AdapterOff)
+    with module.model.disable_adapter():  # type: ignore[operator]
+        return logps(module.model, [*state, *tokens], len(state)).sum()
 
 
 def plain_dpo(module: DPOModule, examples: Sequence[PreferenceExample], weigh: bool = False) -> Tensor:

@@ -1,6 +1,5 @@
 """Every way to a reference against a separately loaded model: its values, and the policy's gradients."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,61 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from data_modules.records import Window
-from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, trainable_parameters
-from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.backbone import BackboneSettings, load_backbone, trainable_parameters
 from lit_rerank.errors import UserError
 from lit_rerank.losses import dpo_loss, segment_mean
-from lit_rerank.preferences import Negatives
 from lit_rerank.reference import REFERENCE, AdapterOff, FrozenAdapter, Precomputed, Reference, SeparateModel
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import PreferenceTargets
-from tests.test_packing import ancestors
+from tests.references import randomise, save_adapter, separately_loaded, start, values_of
 from tests.test_scoring import assert_same_gradients, gradients
-from tests.tiny import record, tiny_tokenizer
-
-LORA = LoraSettings(r=4, alpha=16, dropout=0.2)
-
-
-def randomise(model: torch.nn.Module, seed: int, scale: float = 0.1) -> None:
-    """Move what is trained by noise that depends on the seed alone."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trainable_parameters(model).values():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
-
-
-def save_adapter(model: Path, directory: Path, seed: int) -> Path:
-    adapted = load_backbone(BackboneSettings(str(model), lora=LORA))
-    randomise(adapted, seed)
-    adapted.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The adapter that DPO starts from; it has dropout."""
-    return save_adapter(tiny_model, tmp_path_factory.mktemp("sft"), seed=1)
-
-
-def preferences(*qids: str) -> PreferenceTargets:
-    encoder = WindowEncoder(tiny_tokenizer(), PromptSettings())
-    batch = [
-        Negatives.parse("all").example(encoder.encode(Window.of(record(qid, n), range(n))), encoder, None)
-        for qid in qids
-        for n in (2, 3, 4)
-    ]
-    return PreferenceTargets.build(batch)
-
-
-@pytest.fixture(scope="module")
-def targets() -> PreferenceTargets:
-    return preferences("q1")
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "checkpointing"])
@@ -81,31 +36,6 @@ WAYS: dict[str, tuple[str, Callable[[Path], Reference]]] = {
     "precomputed of separate": ("full", lambda path: Precomputed(str(path), of=SeparateModel())),
     "precomputed": ("sft", lambda path: Precomputed(str(path))),
 }
-
-
-def start(settings: str, model: Path, sft: Path, **options: Any) -> BackboneSettings:
-    return BackboneSettings(
-        str(model),
-        adapter=str(sft) if settings == "sft" else None,
-        tune="full" if settings == "full" else "lora",
-        lora=LORA,
-        **options,
-    )
-
-
-def separately_loaded(settings: BackboneSettings) -> PreTrainedModel:
-    """The model that training starts from, with nothing of ours in between."""
-    model = AutoModelForCausalLM.from_pretrained(settings.model)
-    return (PeftModel.from_pretrained(model, settings.adapter) if settings.adapter else model).eval()
-
-
-@torch.no_grad()
-def values_of(model: PreTrainedModel, targets: PreferenceTargets) -> Tensor:
-    """The answers, one context at a time from whole logits."""
-    packed = targets.packed
-    contexts = {place: packed.ids[ancestors(packed, place)][None] for place in set(packed.place.tolist())}
-    whole = {place: model(ids).logits[0, -1].float().log_softmax(-1) for place, ids in contexts.items()}
-    return torch.stack([whole[int(p)][t] for p, t in zip(packed.place, packed.token, strict=True)])
 
 
 def dpo_gradients(
@@ -337,136 +267,3 @@ def test_a_separate_model_can_be_quantised(tiny_model: Path, sft: Path, targets:
     reference.attach(policy, settings)
     expected = values_of(policy.eval(), targets)
     torch.testing.assert_close(reference.token_logps(targets.packed), expected, atol=1e-4, rtol=1e-4)
-
-
-# -- precomputed ----------------------------------------------------------------------------------------------------
-
-
-def precomputed(path: Path, settings: BackboneSettings, of: Reference | None = None) -> Precomputed:
-    reference = Precomputed(str(path), of)
-    reference.attach(load_backbone(settings), settings)
-    return reference
-
-
-def make_values(path: Path, settings: BackboneSettings, targets: PreferenceTargets) -> Tensor:
-    reference = precomputed(path, settings, SeparateModel())
-    values = reference.token_logps(targets.packed)
-    reference.save()
-    return values
-
-
-def test_stored_values_come_back_bit_for_bit(
-    tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
-) -> None:
-    settings = start("sft", tiny_model, sft)
-    values = make_values(tmp_path / "values", settings, targets)
-    assert torch.equal(precomputed(tmp_path / "values", settings).token_logps(targets.packed), values)
-    assert [file.suffix for file in (tmp_path / "values").iterdir()] == [".safetensors"]
-
-
-def test_two_runs_append(tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path) -> None:
-    settings, more = start("sft", tiny_model, sft), preferences("q1", "another query")
-    first = make_values(tmp_path, settings, targets)
-    reference = precomputed(tmp_path, settings, SeparateModel())
-    second = reference.token_logps(more.packed)
-    assert torch.equal(reference.token_logps(targets.packed), first)
-    reference.save()
-    reference.save()  # nothing is new
-    parts = [load_file(part)["keys"].tolist() for part in tmp_path.iterdir()]
-    assert len(parts) == 2
-    assert not set.intersection(*map(set, parts))  # only what is new is written
-    both = precomputed(tmp_path, settings)
-    assert torch.equal(both.token_logps(targets.packed), first)
-    assert torch.equal(both.token_logps(more.packed), second)
-
-
-def test_a_save_that_fails_leaves_no_values(
-    tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half of")
-        raise OSError("no space left on device")
-
-    settings = start("sft", tiny_model, sft)
-    reference = precomputed(tmp_path, settings, SeparateModel())
-    values = reference.token_logps(targets.packed)
-    with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", interrupted)
-        with pytest.raises(OSError, match="no space"):
-            reference.save()
-    assert not list(tmp_path.glob("*.safetensors"))
-    with pytest.raises(UserError, match="lack some"):
-        precomputed(tmp_path, settings).token_logps(targets.packed)
-    reference.save()
-    assert torch.equal(precomputed(tmp_path, settings).token_logps(targets.packed), values)
-
-
-def test_other_data_is_not_found(tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path) -> None:
-    settings = start("sft", tiny_model, sft)
-    make_values(tmp_path, settings, targets)
-    with pytest.raises(UserError, match=r"lack some of this batch's: .*; set reference.of to add them") as error:
-        precomputed(tmp_path, settings).token_logps(preferences("another query").packed)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("what", ["adapter", "model", "no adapter", "quantisation"])
-def test_values_of_another_start_are_stale(
-    what: str, tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
-) -> None:
-    model, adapter = tmp_path / "model", tmp_path / "adapter"
-    shutil.copytree(tiny_model, model)
-    shutil.copytree(sft, adapter)
-    settings = start("sft", model, adapter)
-    make_values(tmp_path / "values", settings, targets)
-    precomputed(tmp_path / "values", settings)
-    if what == "adapter":  # SFT ran again, into the same directory
-        shutil.rmtree(adapter)
-        save_adapter(tiny_model, adapter, seed=5)
-    elif what == "model":
-        tuned = AutoModelForCausalLM.from_pretrained(model)
-        randomise(tuned, seed=5)
-        tuned.save_pretrained(model)
-    elif what == "no adapter":
-        settings = start("fresh", model, adapter)
-    else:
-        settings = start("sft", model, adapter, load_in_4bit=True)
-    match = f"stale: they were made with another {what.removeprefix('no ')}; delete them"
-    for of in (None, SeparateModel()):
-        with pytest.raises(UserError, match=match) as error:
-            precomputed(tmp_path / "values", settings, of)
-        assert "\n" not in str(error.value)
-
-
-def test_values_of_another_reference_are_stale(
-    tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
-) -> None:
-    settings = start("sft", tiny_model, sft)
-    other = str(save_adapter(tiny_model, tmp_path / "other", seed=5))
-    first = precomputed(tmp_path / "values", settings, FrozenAdapter(other))
-    first.token_logps(targets.packed)
-    first.save()
-    precomputed(tmp_path / "values", settings, SeparateModel(adapter=other))
-    for of in (None, FrozenAdapter(), SeparateModel()):
-        with pytest.raises(UserError, match="made with another adapter"):
-            precomputed(tmp_path / "values", settings, of)
-
-
-def test_moved_directories_are_the_same_start(
-    tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
-) -> None:
-    values = make_values(tmp_path / "values", start("sft", tiny_model, sft), targets)
-    moved = start("sft", shutil.copytree(tiny_model, tmp_path / "m"), shutil.copytree(sft, tmp_path / "a"))
-    assert torch.equal(precomputed(tmp_path / "values", moved).token_logps(targets.packed), values)
-
-
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
-def test_foreign_files_are_named(content: bytes, tiny_model: Path, sft: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"broken.safetensors holds no precomputed reference values"):
-        precomputed(tmp_path, start("sft", tiny_model, sft))
-
-
-def test_other_tensors_are_named(tiny_model: Path, sft: Path, tmp_path: Path) -> None:
-    shutil.copy(tiny_model / "model.safetensors", tmp_path)
-    with pytest.raises(UserError, match=r"model.safetensors holds no precomputed reference values"):
-        precomputed(tmp_path, start("sft", tiny_model, sft))
