@@ -1,14 +1,14 @@
 """Attention in a packed row, as an attention implementation of Transformers' models.
 
-A trunk is plain causal attention, the fast kernel; only the few tokens of the branches need a mask. Without a layout,
-as in generation, it is Transformers' `sdpa`.
+A trunk is plain causal attention, the fast kernel; only the few tokens of the branches, and those that go on from a
+cache, need a mask. Without a layout, as in generation, it is Transformers' `sdpa`.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -55,19 +55,32 @@ def packed_attention(
         raise UserError(f"the model's attention has a {unknown[0]}: such models cannot be trained here")
     window = kwargs.get("sliding_window")
     settings = {"scaling": kwargs.get("scaling"), "dropout": kwargs.get("dropout") or 0.0}
-    return _in_layout(query, key, value, layout, window, settings).transpose(1, 2).contiguous(), None
+    return _in_layout(module, query, key, value, layout, window, settings).transpose(1, 2).contiguous(), None
 
 
 @torch.compiler.disable  # every batch has another layout
 def _in_layout(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None, settings: dict[str, Any]
+    layer: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    window: int | None,
+    settings: dict[str, Any],
 ) -> Tensor:
     """Trunk by trunk, each with the beginning that all share; what that sees is kept of the first one only."""
     outputs, beginning = [], slice(0, layout.common)
     for number, segment in enumerate(layout.segments):
+        if segment.cache and segment.cache.length:
+            k, v = segment.cache.extend(layer, key[:, :, segment.branches], value[:, :, segment.branches])
+            mask = _continued_mask(layout, segment, window)
+            outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
+            continue
         q, k, v = (_joined(x, beginning, segment.trunk) for x in (query, key, value))
         seen = _attend(q, k, v, _trunk_mask(q, window), **settings)
         outputs.append(seen[:, :, layout.common :] if number else seen)
+        if segment.cache:
+            segment.cache.extend(layer, k, v)
         if len(segment.visible):
             k, v = (torch.cat((whole, x[:, :, segment.branches]), 2) for whole, x in ((k, key), (v, value)))
             mask = _branch_mask(layout, segment, window)
@@ -79,7 +92,12 @@ def _in_layout(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scaling: float | None, dropout: float
 ) -> Tensor:
-    """Softmax attention over what is visible (None: over all that stands before)."""
+    """Softmax attention.
+
+    Args:
+        visible: (tokens, keys) what is seen of the last so many keys; all that stand before them are seen. None:
+            each token sees those up to itself.
+    """
     heads, tokens, size = query.shape[1:]
     if visible is None and (tokens > _SHORT or dropout or query.device.type != "cpu"):
         return scaled_dot_product_attention(
@@ -93,9 +111,12 @@ def _attend(
     mask = visible.repeat(heads // shared, 1)
     if tokens <= _SHORT and not dropout and query.device.type == "cpu":
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-        scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.transpose(2, 3) + hidden
-        output = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+        scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+        scores[..., -mask.shape[1] :] += hidden
+        exact = torch.float32 if scores.requires_grad else None  # its result is kept for the backward pass
+        output = scores.softmax(-1, dtype=exact).to(query.dtype) @ value
     else:
+        mask = pad(mask, (key.shape[2] - mask.shape[1], 0), value=True)
         output = scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scaling)
     return output.reshape(1, heads, tokens, value.shape[-1])
 
@@ -121,6 +142,16 @@ def _branch_mask(layout: Layout, segment: Segment, window: int | None) -> Tensor
     own = layout.positions[segment.branches]
     trunk = torch.arange(segment.visible.shape[1] - len(own), device=own.device)
     return segment.visible & (own[:, None] - torch.cat((trunk, own)) < window)
+
+
+def _continued_mask(layout: Layout, segment: Segment, window: int | None) -> Tensor:
+    """What tokens that go on from a cache see of each other, or where layers are of limited sight, of all."""
+    own = layout.positions[segment.branches]
+    cached = segment.cache.length if segment.cache else 0
+    if window is None or int(own.max()) < window:
+        return segment.visible
+    before = torch.arange(cached, device=own.device)
+    return pad(segment.visible, (cached, 0), value=True) & (own[:, None] - torch.cat((before, own)) < window)
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -7,7 +7,8 @@ of one place share what they begin with, and trunks what all of them begin with:
     [ common beginning | trunk 1 | its branches | trunk 2 | its branches | ... ]
 
 So the row is a tree of tokens. A token sees its ancestors and itself, nothing else, and has the position
-that it has among them.
+that it has among them. A trunk whose beginning a model has read before may have that in a cache: the row then holds
+only what follows.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
 
 
@@ -25,14 +28,17 @@ class Segment:
     """Where a trunk and its branches stand in the row.
 
     Attributes:
-        trunk: the trunk's own tokens, after those that all trunks begin with.
-        branches: its branches' tokens.
-        visible: (branch tokens, whole trunk + branch tokens) what each of these sees.
+        trunk: the trunk's own tokens, after those that all trunks begin with; none where it goes on from a cache.
+        branches: its branches' tokens; with what the trunk adds to a cache before them.
+        visible: (branch tokens, whole trunk + branch tokens) what each of these sees; of a trunk in a cache they see
+            all, and `visible` is about the others only.
+        cache: keeps what is read of the trunk.
     """
 
     trunk: slice
     branches: slice
     visible: Tensor
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Packed:
 
     Attributes:
         ids: (tokens,) the row.
-        parents: of each token, the token before it; -1 for the first.
+        parents: of each token, the token before it; -1 where there is none in the row.
         place, token: (questions,) each asks for log p(token | ids[place] and its ancestors).
     """
 
@@ -80,41 +86,47 @@ class Packer:
         self._trees: list[_Tree] = []
         self._tokens: list[int] = []
 
-    def trunk(self, ids: Ids) -> int:
-        """Announce a trunk; returns its number."""
-        self._trees.append(_Tree(ids))
+    def trunk(self, ids: Ids, cache: Cache | None = None) -> int:
+        """Announce a trunk, of which `cache` holds the first `cache.length` tokens; returns its number."""
+        self._trees.append(_Tree(ids, cache))
         return len(self._trees) - 1
 
     def ask(self, trunk: int, length: int, token: int, branch: Ids = ()) -> int:
         """Ask for log p(token | the trunk's first `length` tokens, then `branch`); returns the answer's index."""
-        if not 1 <= length <= len(self._trees[trunk].trunk):
-            raise ValueError(f"a context takes 1 to {len(self._trees[trunk].trunk)} tokens of this trunk, not {length}")
-        self._trees[trunk].visit(len(self._tokens), length, branch)
+        tree = self._trees[trunk]
+        if not tree.cached < length <= len(tree.trunk):
+            raise ValueError(
+                f"a context takes {tree.cached + 1} to {len(tree.trunk)} tokens of this trunk, not {length}"
+            )
+        tree.visit(len(self._tokens), length, branch)
         self._tokens.append(token)
         return len(self._tokens) - 1
 
     def pack(self, device: torch.device | str = "cpu") -> Packed:
         """The contexts of all that was asked, and not a token more."""
         trees = [tree for tree in self._trees if tree.length]
-        common = _common_beginning([tree.trunk[: tree.length] for tree in trees])
+        fresh = not any(tree.cached for tree in trees)
+        common = _common_beginning([tree.trunk[: tree.length] for tree in trees]) if fresh else 0
         ids, parents, places = list(trees[0].trunk[:common]), list(range(-1, common - 1)), [0] * len(self._tokens)
-        segments = []
+        positions, segments = list(range(common)), []
         for tree in trees:
-            start = len(ids)
-            on_trunk = [*range(common), *range(start, start + tree.length - common)]  # the places of its tokens
-            ids += tree.trunk[common : tree.length]
-            parents += [-1, *on_trunk][common : tree.length]
+            start, known = len(ids), common + tree.cached
+            on_trunk = [*range(common), *[-1] * tree.cached, *range(start, start + tree.length - known)]  # its places
+            ids += tree.trunk[known : tree.length]
+            parents += [-1, *on_trunk][known : tree.length]
             middle = len(ids)
             ids += [token for _, token in tree.nodes]
             parents += [on_trunk[~p] if p < 0 else middle + p for p, _ in tree.nodes]
+            positions += [*range(known, tree.length), *tree.depths()]
             for question, node in tree.questions:
                 places[question] = on_trunk[~node] if node < 0 else middle + node
+            middle = start if tree.cached else middle
             visible = tree.visible().to(device)
-            segments.append(Segment(slice(start, middle), slice(middle, len(ids)), visible))
+            segments.append(Segment(slice(start, middle), slice(middle, len(ids)), visible, tree.cache))
         return Packed(
             ids=torch.tensor(ids, device=device),
             parents=tuple(parents),
-            layout=Layout(common, tuple(segments), torch.tensor(_depths(parents), device=device)),
+            layout=Layout(common, tuple(segments), torch.tensor(positions, device=device)),
             place=torch.tensor(places, device=device),
             token=torch.tensor(self._tokens, device=device),
         )
@@ -126,13 +138,15 @@ class _Tree:
     A place in it is a number: from 0 on, a branch's token; below, `~i` is the trunk's i-th (0-based) token.
 
     Attributes:
-        length: so many of the trunk's tokens are read.
+        cached: so many of the trunk's tokens were read before.
+        length: so many of them are then read in all.
         nodes: the branches' tokens, each with the place of the token before it.
         questions: (number, place) of each.
     """
 
-    def __init__(self, trunk: Ids) -> None:
-        self.trunk = trunk
+    def __init__(self, trunk: Ids, cache: Cache | None = None) -> None:
+        self.trunk, self.cache = trunk, cache
+        self.cached = cache.length if cache else 0
         self.length = 0
         self.nodes: list[tuple[int, int]] = []
         self.questions: list[tuple[int, int]] = []
@@ -152,16 +166,27 @@ class _Tree:
             place = self._known[step]
         self.questions.append((question, place))
 
+    def depths(self) -> list[int]:
+        """How many ancestors each of the branches' tokens has."""
+        depths: list[int] = []
+        for parent, _ in self.nodes:
+            depths.append(~parent + 1 if parent < 0 else depths[parent] + 1)
+        return depths
+
     def visible(self) -> Tensor:
-        """(branch tokens, trunk + branch tokens) what each of the branches' tokens sees."""
-        seen = torch.zeros(len(self.nodes), self.length + len(self.nodes), dtype=torch.bool)
+        """`Segment.visible`."""
+        trunk = self.length - self.cached
+        seen = torch.zeros(len(self.nodes), trunk + len(self.nodes), dtype=torch.bool)
         for node, (parent, _) in enumerate(self.nodes):
             if parent < 0:
-                seen[node, : ~parent + 1] = True
+                seen[node, : ~parent + 1 - self.cached] = True
             else:
                 seen[node] = seen[parent]
-            seen[node, self.length + node] = True
-        return seen
+            seen[node, trunk + node] = True
+        if not self.cached:
+            return seen
+        own = torch.ones(trunk, trunk, dtype=torch.bool).tril()
+        return torch.cat((pad(own, (0, len(self.nodes))), seen))
 
 
 def _common_beginning(trunks: Sequence[Ids]) -> int:
@@ -170,11 +195,3 @@ def _common_beginning(trunks: Sequence[Ids]) -> int:
         return 0
     together = zip(*(trunk[:-1] for trunk in trunks), strict=False)
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
-
-
-def _depths(parents: Sequence[int]) -> list[int]:
-    """How many ancestors each has; a parent stands before its children."""
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(0 if parent < 0 else depths[parent] + 1)
-    return depths

@@ -28,12 +28,7 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    other_layers = layers - {"full_attention", "sliding_attention"}
-    if model.config._attn_implementation != "packed" or model._is_stateful or other_layers:
-        raise UserError(
-            f"{type(model).__name__} cannot be trained: packed rows need Transformers' sdpa attention in all layers"
-        )
+    check_packable(model)
     padding = (0, -len(packed) % COMPILED_LENGTH if is_compiled(model) else 0)
     places, place = packed.place.unique(return_inverse=True)
     with head_input(model, lambda hidden: hidden[:, places]):
@@ -46,6 +41,20 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
         ).logits[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits[place, packed.token] - logits.logsumexp(-1)[place]
+
+
+def check_packable(model: "PreTrainedModel") -> None:
+    """Refuse a model that cannot read packed rows.
+
+    Raises:
+        UserError: if it is such a one.
+    """
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    other_layers = layers - {"full_attention", "sliding_attention"}
+    if model.config._attn_implementation != "packed" or model._is_stateful or other_layers:
+        raise UserError(
+            f"{type(model).__name__} cannot be trained: packed rows need Transformers' sdpa attention in all layers"
+        )
 
 
 @contextmanager
