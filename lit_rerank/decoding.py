@@ -1,114 +1,108 @@
-"""From windows to permutations: plain greedy generation, read back with tolerance."""
+"""Forced-text decoding: of a chain, only the choices are the model's.
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+What stands between two choices follows from those made so far. So a window's prompt is read once, and then, choice by
+choice, all the text up to the next one in one forward; what a model has read stays in a cache. Identifiers of several
+tokens cost no further forward: the beginnings that some of those left share are read as branches of the same row. The
+result is what greedy generation gives where every token but those of a well-formed answer is forbidden.
+"""
 
-import torch
+from collections.abc import Sequence
 
-from data_modules.records import Window
-from lit_rerank.backbone import is_compiled
-from lit_rerank.chain import Parsed
+from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
+from lit_rerank.decoder import Decoded, Decoder, Prompt
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What a model answered to a window, and the permutation read from it."""
-
-    text: str
-    parsed: Parsed
-
-    @property
-    def permutation(self) -> tuple[int, ...]:
-        return self.parsed.permutation
+from lit_rerank.options import Options
+from lit_rerank.packing import Packer
+from lit_rerank.scoring import token_logps
 
 
-# Whatever the model's own generation_config.json says: a chain repeats itself by design.
-_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_new_tokens": None,
-    "min_length": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_eos_token_id": None,
-}
+class Stepwise(Decoder):
+    """Chains and direct answers, as the encoder's format has it; after the choices that matter the rest stands by the
+    scores of the last one."""
 
-_ONLY = Decoded("", Parsed((1,)))
+    def decode(self, prompts: Sequence[Prompt]) -> list[Decoded]:
+        states = [_State(prompt, self.encoder) for prompt in prompts]
+        while going_on := [state for state in states if not state.complete]:
+            for state, options, answers in self._read(going_on):
+                state.choose(options, answers)
+        return [state.decoded() for state in states]
+
+    def _read(self, states: "Sequence[_State]") -> "list[tuple[_State, Options, list[float]]]":
+        """Ask the model for its next choice in each of the windows."""
+        packer = Packer()
+        options = [state.ask(packer) for state in states]
+        answers = token_logps(self.model, packer.pack(self.model.device)).tolist()
+        return [(state, own, answers) for state, own in zip(states, options, strict=True)]
 
 
-class Generator:
-    """Greedy `generate` of Hugging Face, batched: windows of like length together, padded on the left.
+class First(Stepwise):
+    """By the scores of the first choice alone, as FIRST does (Reddy et al. 2024)."""
 
-    Args:
-        model: a causal LM.
-        encoder: makes the prompts and reads the answers.
-        batch_size: windows generated at a time.
+    def choices(self, n: int, wanted: int) -> int:
+        return 1
+
+    def decode(self, prompts: Sequence[Prompt]) -> list[Decoded]:
+        states = [_State(prompt, self.encoder) for prompt in prompts]
+        return [state.by_scores(options.logps(answers)) for state, options, answers in self._read(states)]
+
+
+class _State:
+    """A window on the way to its permutation.
+
+    Attributes:
+        ids: the prompt and the answer up to the next choice.
+        left: the identifiers not chosen yet, and their log-probabilities at the last choice.
     """
 
-    def __init__(self, model: "PreTrainedModel", encoder: WindowEncoder, batch_size: int = 8) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model, self.encoder, self.batch_size = model, encoder, batch_size
+    def __init__(self, prompt: Prompt, encoder: WindowEncoder) -> None:
+        self._prompt, self._encoder = prompt, encoder
+        self.left = dict.fromkeys(range(1, prompt.n + 1), 0.0)
+        self._chosen: dict[int, float] = {}
+        identifiers = [encoder.identifier_ids(i) for i in self.left]
+        beginnings = {ids[:depth] for ids in identifiers for depth in range(1, len(ids))}
+        capacity = len(prompt.ids) + encoder.completion_length(prompt.n, prompt.choices) + len(beginnings)
+        self._cache = Cache(capacity)
+        self.ids = prompt.ids + encoder.before_choice((), prompt.n)
 
-    def __call__(
-        self, windows: Sequence[Window], progress: Callable[[int], object] = lambda count: None
-    ) -> list[Decoded]:
-        """One answer for each window; `progress` is told how many more are done.
+    @property
+    def complete(self) -> bool:
+        return len(self.left) == 1 or len(self._chosen) == self._prompt.choices
 
-        Raises:
-            UserError: if a window exceeds the context.
-        """
-        answers = {i: _ONLY for i, window in enumerate(windows) if len(window) == 1}  # no choice, no forward
-        progress(len(answers))
-        prompts = {i: self.encoder.encode_prompt(window) for i, window in enumerate(windows) if i not in answers}
-        order = sorted(prompts, key=lambda i: (len(windows[i]), len(prompts[i])), reverse=True)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            texts = self._generate([prompts[i] for i in batch], [len(windows[i]) for i in batch])
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = Decoded(text, self.encoder.format.parse(text, len(windows[i])))
-            progress(len(batch))
-        return [answers[i] for i in range(len(windows))]
+    def ask(self, packer: Packer) -> Options:
+        """Add what decides the next choice to the questions."""
+        trunk = packer.trunk(self.ids, self._cache)
+        return Options.ask(packer, trunk, len(self.ids), [self._encoder.identifier_ids(i) for i in self.left])
 
-    @torch.no_grad()
-    def _generate(self, prompts: Sequence[Ids], passages: Sequence[int]) -> list[str]:
-        """Greedy answers, each at most as long as the longest well-formed one over its number of passages."""
-        tokenizer = self.encoder.chat.tokenizer
-        end = tokenizer.convert_tokens_to_ids(self.encoder.chat.end_of_turn)
-        limits = [self.encoder.completion_length(n) for n in passages]
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[end] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        training = self.model.training
-        self.model.eval()
-        # With every token the cache grows: compiled layers would be compiled for each of its lengths.
-        uncompiled = torch.compiler.set_stance("force_eager") if is_compiled(self.model) else nullcontext()
-        try:
-            with uncompiled:
-                output = cast(Any, self.model).generate(
-                    input_ids=ids.to(self.model.device),
-                    attention_mask=mask.to(self.model.device),
-                    max_new_tokens=max(limits),
-                    **_GREEDY,
-                    eos_token_id=end,
-                    pad_token_id=end,
-                    use_cache=True,
-                )
-        finally:
-            self.model.train(training)
-        answers = [ids[:limit] for ids, limit in zip(output[:, longest:].tolist(), limits, strict=True)]
-        return [str(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    def choose(self, options: Options, answers: Sequence[float]) -> None:
+        """Go on to the choice after the one that the answers decide."""
+        self._cache.length = len(self.ids)
+        self.left = dict(zip(self.left, options.logps(answers), strict=True))
+        tokens = options.options[options.greedy(answers)]
+        identifier = next(i for i in self.left if self._encoder.identifier_ids(i) == tokens)
+        self._chosen[identifier] = self.left.pop(identifier)
+        if not self.complete:
+            self.ids = self._going_on(self.ids + tokens)
+
+    def _going_on(self, known: Ids) -> Ids:
+        ids = self._prompt.ids + self._encoder.before_choice(tuple(self._chosen), self._prompt.n)
+        if ids[: len(known)] != known:
+            raise UserError(
+                f"{type(self._encoder.chat.tokenizer).__name__} writes the identifier {[*self._chosen][-1]} differently "
+                "in an answer's last place: this tokenizer cannot be used"
+            )
+        return ids
+
+    def decoded(self) -> Decoded:
+        """The choices, and after them what is left, by its scores."""
+        if len(self.left) == 1:
+            self.left = dict.fromkeys(self.left, 0.0)
+        order = self._chosen | dict(sorted(self.left.items(), key=lambda item: -item[1]))
+        written = (*self._chosen, *self.left) if len(self.left) == 1 else tuple(self._chosen)
+        return Decoded(tuple(order), tuple(order.values()), self._encoder.format.render(written).text)
+
+    def by_scores(self, scores: Sequence[float]) -> Decoded:
+        """All by their scores; equals in the order of the window."""
+        order = dict(sorted(zip(self.left, scores, strict=True), key=lambda item: -item[1]))
+        return Decoded(tuple(order), tuple(order.values()))

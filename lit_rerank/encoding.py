@@ -91,7 +91,7 @@ class WindowEncoder:
                 raise UserError(f"{name} is {limit}; it must be at least 1, or null for no limit")
         self.max_length = min(limit for limit in (settings.max_length, context, 10**9) if limit is not None)
         self._identifiers: dict[tuple[int, bool], Ids] = {}
-        self._completion_lengths: dict[int, int] = {}
+        self._completion_lengths: dict[tuple[int, int | None], int] = {}
         self._lead = self.chat.lead(self.format.render((1, 2)).text)
 
     # -- text ---------------------------------------------------------------------------------------------------
@@ -111,14 +111,14 @@ class WindowEncoder:
 
     # -- tokens -------------------------------------------------------------------------------------------------
 
-    def encode_prompt(self, window: Window) -> Ids:
+    def encode_prompt(self, window: Window, choices: int | None = None) -> Ids:
         """The prompt's ids.
 
         Raises:
-            UserError: if the prompt and the longest completion exceed the context.
+            UserError: if the prompt and the longest completion, up to so many choices, exceed the context.
         """
         ids = self.chat.tokenize(self.prompt(window))
-        self._check_length(window, len(ids), self.completion_length(len(window)))
+        self._check_length(window, len(ids), self.completion_length(len(window), choices))
         return ids
 
     def encode(self, window: Window, choices: int | None = None) -> EncodedWindow:
@@ -189,13 +189,35 @@ class WindowEncoder:
         answer = self._lead + self.format.render(permutation).text + self.chat.end_of_turn
         return self.chat.tokenize(self.chat.bare_prompt + answer)[len(self.chat.tokenize(self.chat.bare_prompt)) :]
 
-    def completion_length(self, n: int) -> int:
-        """Most tokens that a completion over `n` passages takes, end of turn included."""
-        if n not in self._completion_lengths:
+    def before_choice(self, chosen: Sequence[int], n: int) -> Ids:
+        """The ids that follow the prompt over `n` passages once some are chosen, up to where the next identifier begins.
+
+        Raises:
+            ValueError: if all are chosen.
+        """
+        left = [i for i in range(1, n + 1) if i not in chosen]
+        if not left:
+            raise ValueError(f"all {n} passages are chosen")
+        completion = self.format.render((*chosen, left[0]))
+        before = self.chat.bare_prompt + self._lead
+        ids, offsets = self.chat.spans(before + completion.text)
+        digits, _ = completion.choices[-1]
+        ((end, _),) = _token_spans(offsets, [(len(before) + digits, len(before) + digits + 1)])
+        return ids[len(self.chat.tokenize(self.chat.bare_prompt)) : end]
+
+    def completion_length(self, n: int, choices: int | None = None) -> int:
+        """Most tokens that a completion over `n` passages takes up to so many choices (None: its end of turn)."""
+        key = (n, choices)
+        if key not in self._completion_lengths:
             # A chain repeats most often what it chooses first.
             longest_first = sorted(range(1, n + 1), key=lambda i: len(self.identifier_ids(i)), reverse=True)
-            self._completion_lengths[n] = len(self.completion_ids(longest_first))
-        return self._completion_lengths[n]
+            if choices is None or choices >= n:
+                length = len(self.completion_ids(longest_first))
+            else:
+                last = longest_first[max(choices, 1) - 1]
+                length = len(self.before_choice(longest_first[: max(choices, 1) - 1], n)) + len(self.identifier_ids(last))
+            self._completion_lengths[key] = length
+        return self._completion_lengths[key]
 
     def _check_length(self, window: Window, prompt: int, completion: int) -> None:
         if prompt + completion > self.max_length:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lit_rerank.chain import no_skill_loss
 from lit_rerank.chat import Ids
-from lit_rerank.encoding import EncodedWindow, allowed_tokens
+from lit_rerank.encoding import EncodedWindow
 from lit_rerank.losses import segment_mean
+from lit_rerank.options import Options
 from lit_rerank.packing import Packed, Packer
 from lit_rerank.preferences import PreferenceExample, picked
 
@@ -169,7 +170,7 @@ class PreferenceTargets:
         lost: (P,) mean over the rejected completions of the nDCG that choosing one costs.
         window: (P,) the window of each preference, numbered through those that have any; windows: how many.
         step: (P,) which choice of its window it is, 1-based.
-        choices: what else is asked so that the reference can pick; None where it need not.
+        choices: for each example that the reference is to pick from, and each preference, the chosen and the rejected.
         examples: those of the batch that have preferences.
     """
 
@@ -182,7 +183,7 @@ class PreferenceTargets:
     window: Tensor
     windows: int
     step: Tensor
-    choices: "ChoiceTargets | None"
+    choices: tuple[tuple[Options, ...], ...]
     examples: tuple[PreferenceExample, ...]
 
     @classmethod
@@ -211,8 +212,13 @@ class PreferenceTargets:
                 lost.append(sum(p.lost) / len(p.lost))
                 window.append(number)
                 step.append(p.step)
-        to_pick = any(example.pick for example in examples)
-        choices = ChoiceTargets.build(packer, trunks, examples, device) if to_pick else None
+        choices = tuple(
+            tuple(
+                Options.ask(packer, trunk, p.start, (e.ids[p.start : p.end], *p.rejected))
+                for p in (e.preferences if e.pick else ())
+            )
+            for trunk, e in zip(trunks, examples, strict=True)
+        )
         return cls(
             packed=packer.pack(device),
             completion=torch.tensor(completion, device=device),
@@ -236,9 +242,10 @@ class PreferenceTargets:
     def picked(self, logps: Tensor) -> "tuple[PreferenceTargets, tuple[Tensor, Tensor]] | None":
         """What is left when the model that gave these answers has picked (if anything), and its `completion_logps`."""
         chosen, rejected = self.completion_logps(logps)
-        if self.choices is None:
+        if not any(self.choices):
             return self, (chosen, rejected)
-        scores = self.choices.scores(logps)
+        answers = logps.tolist()
+        scores = [[options.logps(answers) for options in example] for example in self.choices]
         kept = [
             picked(example.pick, own) if example.pick else [tuple(range(len(p.rejected))) for p in example.preferences]
             for example, own in zip(self.examples, scores, strict=True)
@@ -251,59 +258,6 @@ class PreferenceTargets:
         rows = torch.tensor([row for row, _ in columns], device=logps.device)
         completions = _padded([[row * rejected.shape[1] + i for i in some] for row, some in columns], logps.device)
         return targets, (chosen[rows], _gather(rejected.flatten(), completions))
-
-
-@dataclass(frozen=True)
-class ChoiceTargets:
-    """What must be asked to know a model's own choice at each step. K candidates in all, of all preferences.
-
-    Attributes:
-        allowed: (places, most) for each place where a candidate's tokens branch off others', which answers are the
-            tokens allowed there, the candidate's own first; -1 for none.
-        candidate: (places,) the candidate of each place.
-        sizes: how many candidates each preference has (the chosen and the rejected), in the batch's order.
-    """
-
-    allowed: Tensor
-    candidate: Tensor
-    sizes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def build(
-        cls, packer: Packer, trunks: Sequence[int], examples: Sequence[PreferenceExample], device: Device = "cpu"
-    ) -> "ChoiceTargets":
-        """Adds its questions to the packer's, about the trunks of the examples."""
-        allowed: list[list[int]] = []
-        candidate: list[int] = []
-        candidates = 0
-        for trunk, example in zip(trunks, examples, strict=True):
-            for preference in example.preferences:
-                options = (example.ids[preference.start : preference.end], *preference.rejected)
-                answers: dict[Ids, dict[int, int]] = {}
-                for ids in options:
-                    for depth, tokens in enumerate(allowed_tokens(ids, options)):
-                        if len(tokens) == 1:
-                            continue
-                        path = ids[:depth]
-                        if path not in answers:
-                            answers[path] = {t: packer.ask(trunk, preference.start, t, path) for t in tokens}
-                        others = [answers[path][t] for t in tokens if t != ids[depth]]
-                        allowed.append([answers[path][ids[depth]], *others])
-                        candidate.append(candidates)
-                    candidates += 1
-        return cls(
-            allowed=_padded(allowed, device),
-            candidate=torch.tensor(candidate, device=device),
-            sizes=tuple(tuple(1 + len(p.rejected) for p in example.preferences) for example in examples),
-        )
-
-    def scores(self, logps: Tensor) -> list[list[list[float]]]:
-        """For each example, preference and candidate: its log-probability among the identifiers that remain."""
-        places = _gather(logps, self.allowed)
-        count = sum(map(sum, self.sizes))
-        flat = logps.new_zeros(count).index_add(0, self.candidate, places.log_softmax(-1)[:, 0]).tolist()
-        numbers = iter(flat)
-        return [[[next(numbers) for _ in range(size)] for size in example] for example in self.sizes]
 
 
 def _padded(indices: Sequence[Sequence[int]], device: Device) -> Tensor:
