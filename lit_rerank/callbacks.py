@@ -17,9 +17,10 @@ from data_modules.base import RankingDataModule
 from data_modules.records import Window
 from data_modules.trec import write_run
 from lit_rerank.backbone import is_adapted
-from lit_rerank.decoding import Decoded, Generator
+from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
+from lit_rerank.generation import Generate
 from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
@@ -183,7 +184,7 @@ class RerankedText(L.Callback):
         windows = [encoded.window for encoded in batch if isinstance(encoded, EncodedWindow)][: self.windows]
         shown = [
             *((_first_window(module, ranking), ranking.decoded[0]) for ranking in rankings[: self.windows]),
-            *zip(windows, Generator(module.model, module.encoder)(windows), strict=True),
+            *zip(windows, Generate(module.model, module.encoder)(windows), strict=True),
         ]
         grades = {ranking.record.qid: ranking.record.qrels for ranking in rankings}
         for window, decoded in shown:

@@ -89,8 +89,8 @@ class _State:
         ids = self._prompt.ids + self._encoder.before_choice(tuple(self._chosen), self._prompt.n)
         if ids[: len(known)] != known:
             raise UserError(
-                f"{type(self._encoder.chat.tokenizer).__name__} writes the identifier {[*self._chosen][-1]} differently "
-                "in an answer's last place: this tokenizer cannot be used"
+                f"{type(self._encoder.chat.tokenizer).__name__} writes an answer's beginning differently when it goes "
+                f"on after [{[*self._chosen][-1]}]: this tokenizer cannot be used"
             )
         return ids
 

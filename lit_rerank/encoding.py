@@ -215,7 +215,9 @@ class WindowEncoder:
                 length = len(self.completion_ids(longest_first))
             else:
                 last = longest_first[max(choices, 1) - 1]
-                length = len(self.before_choice(longest_first[: max(choices, 1) - 1], n)) + len(self.identifier_ids(last))
+                length = len(self.before_choice(longest_first[: max(choices, 1) - 1], n)) + len(
+                    self.identifier_ids(last)
+                )
             self._completion_lengths[key] = length
         return self._completion_lengths[key]
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from data_modules.records import RankingRecord
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
-from lit_rerank.decoding import Generator
+from lit_rerank.decoder import MAX_BATCH_TOKENS
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.preferences import PreferenceExample
 from lit_rerank.reference import FrozenAdapter, Reference
-from lit_rerank.reranker import Ranking, SlidingWindow, load_prompt_settings, rerank
+from lit_rerank.reranker import How, Ranking, SlidingWindow, load_prompt_settings, open_decoder, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import PreferenceTargets, SFTTargets
@@ -59,12 +59,18 @@ class OptimizerSettings:
 
 @dataclass
 class RerankSettings:
-    """How validation, test and predict rerank candidates (see `SlidingWindow`); batch_size windows at a time."""
+    """How validation, test and predict rerank candidates (see `SlidingWindow` and `Decoder`).
+
+    Attributes:
+        decode: `chain` or `direct` (the default: as the prompt's format is), `first` or `generate`.
+    """
 
     window: int = 20
     stride: int = 10
     depth: int = 100
-    batch_size: int = 8
+    top_k: int | None = None
+    decode: How | None = None
+    max_batch_tokens: int = MAX_BATCH_TOKENS
     measures: tuple[str, ...] = ("nDCG@10", "RR@10")
 
     def __post_init__(self) -> None:
@@ -72,7 +78,7 @@ class RerankSettings:
 
     @property
     def sliding(self) -> SlidingWindow:
-        return SlidingWindow(self.window, self.stride, self.depth)
+        return SlidingWindow(self.window, self.stride, self.depth, self.top_k)
 
 
 @dataclass
@@ -199,7 +205,9 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     def rerank(self, records: Sequence[RankingRecord]) -> list[Ranking]:
         """The records' candidates in the order that the model as it now is puts them."""
-        return rerank(records, Generator(self.model, self.encoder, self.reranking.batch_size), self.reranking.sliding)
+        settings = self.reranking
+        decoder = open_decoder(settings.decode, self.model, self.encoder, settings.max_batch_tokens)
+        return rerank(records, decoder, settings.sliding)
 
     def _evaluate(self, stage: str, batch: Sequence[Any]) -> Evaluated:
         """Batches of candidates are reranked and measured; any others get the training objective."""
@@ -210,7 +218,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         for ranking in rankings:
             self.ranking_metrics.update(ranking.record.qid, ranking.run, ranking.record.qrels)
             windows = len(ranking.decoded)
-            self._figures[stage].add("malformed", ranking.malformed / windows, windows)
+            if self.reranking.decode == "generate":
+                self._figures[stage].add("malformed_generate", ranking.malformed / windows, windows)
         return {"rankings": rankings}
 
     def _note(self, stage: str, objective: Objective) -> None:

@@ -3,16 +3,25 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import exp, inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
-from lit_rerank.decoding import Decoded, Generator
+from lit_rerank.chain import FORMATS
+from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
+from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.generation import Generate
+from lit_rerank.scoring import check_packable
 
-Decode = Callable[[Sequence[Window]], Sequence[Decoded]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
+How = Literal["chain", "direct", "first", "generate"]
 SETTINGS_FILE = "lit_rerank.json"
 
 
@@ -24,11 +33,14 @@ class SlidingWindow:
         window: passages in one prompt.
         stride: how far the window moves up each time.
         depth: how many candidates, from the top of the list, are reranked; the others keep their order below.
+        top_k: how many of the best are asked for, None: all. Their order is the same for any; what ends up below them
+            costs no choices.
     """
 
     window: int = 20
     stride: int = 10
     depth: int = 100
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.depth < 1 or not 1 <= self.stride < self.window:
@@ -36,6 +48,8 @@ class SlidingWindow:
                 f"window {self.window}, stride {self.stride}, depth {self.depth}: a window holds 2 or more passages, "
                 "the stride is at least 1 and less than the window, the depth at least 1"
             )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or left out for the whole order")
 
     def spans(self, n: int) -> list[tuple[int, int]]:
         """The windows `[start, end)` over `n` candidates, in the order of reading."""
@@ -46,6 +60,15 @@ class SlidingWindow:
             spans.append((max(0, end - self.window), end))
         return spans
 
+    def choices(self, n: int) -> list[int]:
+        """How many choices of each of the `spans` matter: those that move on to the next window, and the top k."""
+        spans = self.spans(n)
+        next_ends = [end for _, end in spans[1:]] + [0]
+        return [
+            max(next_end, min(end, self.top_k or end)) - start
+            for (start, end), next_end in zip(spans, next_ends, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -54,17 +77,24 @@ class Ranking:
     Attributes:
         order: indices into `record.passages`, best first.
         decoded: the answer to each window, in the order of reading.
+        probabilities: of each in `order`, how probable the choice was that put it there (see `Decoded.logps`); 0 for
+            what was not reranked or read from a generated text.
     """
 
     record: RankingRecord
     order: tuple[int, ...]
     decoded: tuple[Decoded, ...]
+    probabilities: tuple[float, ...]
 
     @property
     def passages(self) -> list[Passage]:
-        """Best first, each with a score that falls by one from rank to rank."""
-        n = len(self.order)
-        return [replace(self.record.passages[i], score=float(n - rank)) for rank, i in enumerate(self.order)]
+        """Best first. Before the point, a score tells how many passages stand below; after it, how probable the choice
+        was, 0.99 for a certain one."""
+        n = len(self.order) - 1
+        return [
+            replace(self.record.passages[i], score=n - rank + 0.99 * probability)
+            for rank, (i, probability) in enumerate(zip(self.order, self.probabilities, strict=True))
+        ]
 
     @property
     def run(self) -> list[tuple[str, float]]:
@@ -74,26 +104,49 @@ class Ranking:
     @property
     def malformed(self) -> int:
         """How many windows' answers needed repair."""
-        return sum(decoded.parsed.malformed for decoded in self.decoded)
+        return sum(decoded.malformed for decoded in self.decoded)
 
 
 def rerank(records: Sequence[RankingRecord], decode: Decode, sliding: SlidingWindow) -> list[Ranking]:
     """Rerank the candidates of every record; the windows of all records advance together."""
     orders = [list(range(len(record.passages))) for record in records]
+    probabilities = [[0.0] * len(record.passages) for record in records]
     answers: list[list[Decoded]] = [[] for _ in records]
     spans = [sliding.spans(len(record.passages)) for record in records]
+    choices = [sliding.choices(len(record.passages)) for record in records]
     for turn in range(max(map(len, spans), default=0)):
         active = [i for i in range(len(records)) if turn < len(spans[i])]
         windows = [Window.of(records[i], orders[i][slice(*spans[i][turn])]) for i in active]
-        for i, decoded in zip(active, decode(windows), strict=True):
+        for i, decoded in zip(active, decode(windows, [choices[i][turn] for i in active]), strict=True):
             start, end = spans[i][turn]
             shown = orders[i][start:end]
             orders[i][start:end] = [shown[identifier - 1] for identifier in decoded.permutation]
+            probabilities[i][start:end] = map(exp, decoded.logps or [-inf] * (end - start))
             answers[i].append(decoded)
     return [
-        Ranking(record, tuple(order), tuple(decoded))
-        for record, order, decoded in zip(records, orders, answers, strict=True)
+        Ranking(record, tuple(order), tuple(decoded), tuple(probable))
+        for record, order, decoded, probable in zip(records, orders, answers, probabilities, strict=True)
     ]
+
+
+def open_decoder(
+    how: How | None, model: "PreTrainedModel", encoder: WindowEncoder, max_batch_tokens: int = MAX_BATCH_TOKENS
+) -> Decoder:
+    """The decoder called `how`; None: `chain` or `direct`, as the encoder's format is.
+
+    Raises:
+        UserError: if there is none, or the model or format does not go with it.
+    """
+    form = encoder.format.name
+    decoders: dict[str, type[Decoder]] = {form: Stepwise, "first": First, "generate": Generate}
+    if how in ("chain", "direct") and how != form:
+        raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
+    decoder = decoders.get(how or form)
+    if decoder is None:
+        raise UserError(f"there is no way to decode {how!r}; choose one of: chain, direct, first, generate")
+    if decoder is not Generate:
+        check_packable(model)
+    return decoder(model, encoder, max_batch_tokens)
 
 
 class Reranker:
@@ -103,8 +156,8 @@ class Reranker:
     >>> [passage.text for passage in reranker.rank("capital of France", ["Berlin is ...", "Paris is ..."])]
     """
 
-    def __init__(self, generator: Generator, sliding: SlidingWindow | None = None) -> None:
-        self.generator = generator
+    def __init__(self, decoder: Decoder, sliding: SlidingWindow | None = None) -> None:
+        self.decoder = decoder
         self.sliding = sliding or SlidingWindow()
 
     @classmethod
@@ -113,11 +166,12 @@ class Reranker:
         model: str,
         adapter: str | None = None,
         *,
+        decode: How | None = None,
         format: str | None = None,
         max_passage_tokens: int | None = None,
         repeat_identifier: bool | None = None,
         sliding: SlidingWindow | None = None,
-        batch_size: int = 8,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
         dtype: DType = "auto",
         load_in_4bit: bool = False,
         device: str | None = None,
@@ -126,13 +180,13 @@ class Reranker:
         """Load a model (id or directory) and an adapter.
 
         `format`, `max_passage_tokens` and `repeat_identifier` (see `PromptSettings`) are, by default, those that the
-        adapter (or the fully fine-tuned model) was trained with.
+        adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
         """
         asked: dict[str, Any] = {
-            "format": format,
+            "format": format or (decode if decode in FORMATS else None),
             "max_passage_tokens": max_passage_tokens,
             "repeat_identifier": repeat_identifier,
         }
@@ -151,7 +205,7 @@ class Reranker:
             trust_remote_code=trust_remote_code,
         )
         encoder = WindowEncoder(tokenizer, settings, context_length(model, trust_remote_code))
-        return cls(Generator(loaded, encoder, batch_size), sliding)
+        return cls(open_decoder(decode, loaded, encoder, max_batch_tokens), sliding)
 
     def rank(self, query: str, passages: Sequence[str | Passage]) -> list[Passage]:
         """The passages, best first. Plain strings get their position (from 0) as docid.
@@ -166,7 +220,7 @@ class Reranker:
         candidates = tuple(
             passage if isinstance(passage, Passage) else Passage(str(i), passage) for i, passage in enumerate(passages)
         )
-        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.generator, self.sliding)
+        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.decoder, self.sliding)
         return ranking.passages
 
 

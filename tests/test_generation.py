@@ -8,9 +8,9 @@ from torch._dynamo.testing import CompileCounter
 
 from data_modules.records import Window
 from lit_rerank.backbone import load_model, load_tokenizer
-from lit_rerank.generation import Generator
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.generation import Generator
 from tests.tiny import record
 
 

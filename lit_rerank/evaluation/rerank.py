@@ -19,7 +19,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, progress_bar, report
 
 if TYPE_CHECKING:
-    from lit_rerank.decoding import Decoded
+    from lit_rerank.decoder import Decoded
     from lit_rerank.reranker import Ranking, Reranker
 
 
@@ -32,16 +32,18 @@ def rerank_candidates(
     collection: str | None = None,
     adapter: str | None = None,
     qrels: str | None = None,
+    decode: Literal["chain", "direct", "first", "generate"] | None = None,
     format: Literal["chain", "direct"] | None = None,
     window: int = 20,
     stride: int = 10,
     depth: int = 100,
+    top_k: int | None = None,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
     queries: int | None = None,
     shuffle: int | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
-    batch_size: int = 8,
+    max_batch_tokens: int = 20_000,
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
@@ -60,16 +62,21 @@ def rerank_candidates(
         adapter: PEFT adapter directory.
         qrels: TREC judgements, by default the collection's; without any, nothing is measured but time and malformed
             answers.
-        format: chain or direct; by default what the adapter was trained with, else chain.
+        decode: chain or direct, by default as the format is: each choice is the model's, among what remains, and
+            nothing else (well-formed by construction, fast); first: by the scores of the first choice (fastest);
+            generate: plain generation, read with tolerance (slow).
+        format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
+            with, else chain.
         window: passages in one prompt.
         stride: how far the window moves up each time.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
+        top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         measures: by ir-measures' names.
-        batch_size: windows generated at a time.
+        max_batch_tokens: so many tokens are decoded at a time.
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
@@ -78,7 +85,7 @@ def rerank_candidates(
     from lit_rerank.reranker import Reranker, SlidingWindow
 
     parsed = [parse_measure(name) for name in measures]
-    sliding = SlidingWindow(window, stride, depth)
+    sliding = SlidingWindow(window, stride, depth, top_k)
     if queries is not None and queries < 1:
         raise UserError(f"queries is {queries}; it must be at least 1")
     records = _lists(candidates, first_stage, collection, depth, queries)
@@ -97,11 +104,12 @@ def rerank_candidates(
     reranker = Reranker.from_pretrained(
         model,
         adapter,
+        decode=decode,
         format=format,
         max_passage_tokens=max_passage_tokens,
         repeat_identifier=repeat_identifier,
         sliding=sliding,
-        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
         dtype=dtype,
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
@@ -116,7 +124,7 @@ def rerank_candidates(
         "queries": len(records),
         "judged_queries": judged,
         "windows": sum(len(ranking.decoded) for ranking in rankings),
-        "malformed": sum(ranking.malformed for ranking in rankings),
+        "malformed_generate" if decode == "generate" else "malformed": sum(r.malformed for r in rankings),
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
@@ -146,8 +154,8 @@ def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "li
     total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
     with progress_bar("windows", total) as advance:
 
-        def decode(windows: Sequence[Window]) -> "Sequence[Decoded]":
-            return reranker.generator(windows, progress=advance)
+        def decode(windows: Sequence[Window], choices: Sequence[int]) -> "Sequence[Decoded]":
+            return reranker.decoder(windows, choices, advance)
 
         return rerank(records, decode, reranker.sliding)
 
