@@ -190,7 +190,7 @@ class WindowEncoder:
         return self.chat.tokenize(self.chat.bare_prompt + answer)[len(self.chat.tokenize(self.chat.bare_prompt)) :]
 
     def before_choice(self, chosen: Sequence[int], n: int) -> Ids:
-        """The ids that follow the prompt over `n` passages once some are chosen, up to where the next identifier begins.
+        """The ids between the prompt over `n` passages and the identifier that comes after those chosen.
 
         Raises:
             ValueError: if all are chosen.
@@ -214,10 +214,8 @@ class WindowEncoder:
             if choices is None or choices >= n:
                 length = len(self.completion_ids(longest_first))
             else:
-                last = longest_first[max(choices, 1) - 1]
-                length = len(self.before_choice(longest_first[: max(choices, 1) - 1], n)) + len(
-                    self.identifier_ids(last)
-                )
+                *before, last = longest_first[: max(choices, 1)]
+                length = len(self.before_choice(before, n)) + len(self.identifier_ids(last))
             self._completion_lengths[key] = length
         return self._completion_lengths[key]
 

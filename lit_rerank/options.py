@@ -48,7 +48,7 @@ class Options:
         return [sum(tokens.get(ids[: depth + 1], 0.0) for depth in range(len(ids))) for ids in self.options]
 
     def greedy(self, answers: Sequence[float]) -> int:
-        """The option (0-based) that taking the likeliest token at every branching leads to; of equals, the lowest id."""
+        """The option (0-based) reached by the likeliest token at every branching; of equal ones, the lowest id."""
         path: Ids = ()
         while path not in self.options:
             going_on = self.branchings.get(path)

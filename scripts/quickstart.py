@@ -17,6 +17,7 @@ from data_modules.trec import write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
+from lit_rerank.generation import Generate
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
 from scripts.pydocs_recipes import curve, start_anew, train
@@ -83,16 +84,15 @@ def evaluate(
         max_passage_tokens=prompt.max_passage_tokens,
         repeat_identifier=prompt.repeat_identifier,
         sliding=SLIDING,
-        batch_size=32,
         dtype="bfloat16",
     )
     rankings = with_progress([record.shuffled(SEED) for record in records], reranker)
-    decoded = [decoded for ranking in rankings for decoded in ranking.decoded]
-    model, encoder = reranker.generator.model, reranker.generator.encoder
+    model, encoder = reranker.decoder.model, reranker.decoder.encoder
+    generated = Generate(model, encoder)(windows)
     return {
         **ranking_figures(name, {ranking.record.qid: ranking.run for ranking in rankings}, records),
-        "malformed_generate": sum(one.parsed.malformed for one in decoded) / len(decoded),
-        "generated_windows": len(decoded),
+        "malformed_generate": sum(decoded.malformed for decoded in generated) / len(generated),
+        "generated_windows": len(generated),
         **choice_figures(model, encoder, windows),
         "mmlu_smoke": mmlu_smoke(model, encoder.chat.tokenizer)["acc"],
     }

@@ -10,20 +10,20 @@ from data_modules.records import Window
 from lit_rerank.backbone import load_model, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.generation import Generator
+from lit_rerank.generation import Generate
 from tests.tiny import record
 
 
-def make_generator(model: Path, batch_size: int, format: str = "chain", context: int | None = None) -> Generator:
+def make_generator(model: Path, batch_size: int, format: str = "chain", context: int | None = None) -> Generate:
     encoder = WindowEncoder(load_tokenizer(str(model)), PromptSettings(format), context)
-    return Generator(load_model(str(model), dtype="float32"), encoder, batch_size)
+    return Generate(load_model(str(model), dtype="float32"), encoder, batch_size)
 
 
 def windows() -> list[Window]:
     return [Window.of(record(f"q{i}", n), range(n)) for i, n in enumerate((3, 7, 2, 12, 5))]
 
 
-def generate_alone(generator: Generator, window: Window) -> str:
+def generate_alone(generator: Generate, window: Window) -> str:
     """The twin: one prompt, no padding, argmax of the whole logits, everything read again for each token."""
     encoder, end = generator.encoder, generator.encoder.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = list(encoder.encode_prompt(window))
@@ -58,7 +58,7 @@ def test_compiled_layers_generate_uncompiled(tiny_model: Path) -> None:
 
 def test_a_random_model_is_malformed_and_repaired(tiny_model: Path) -> None:
     decoded = make_generator(tiny_model, 8)(windows())
-    assert any(answer.parsed.malformed for answer in decoded)
+    assert any(answer.malformed for answer in decoded)
 
 
 def test_one_passage_needs_no_model(tiny_model: Path) -> None:
@@ -66,7 +66,7 @@ def test_one_passage_needs_no_model(tiny_model: Path) -> None:
     generator.model = None  # type: ignore[assignment]
     (decoded,) = generator([Window.of(record(n=1), [0])])
     assert decoded.permutation == (1,)
-    assert not decoded.parsed.malformed
+    assert not decoded.malformed
 
 
 def test_progress_counts_every_window_once(tiny_model: Path) -> None:

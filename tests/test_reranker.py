@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_modules.records import Passage, RankingRecord, Window
-from lit_rerank.chain import Parsed
-from lit_rerank.decoding import Decoded
+from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings, rerank, save_prompt_settings
 from tests.tiny import record
 
 
-def by_number(windows: Sequence[Window]) -> list[Decoded]:
-    """An ideal reranker: orders each window by the number in its texts."""
-    return [
-        Decoded("", Parsed(tuple(sorted(range(1, len(w) + 1), key=lambda i: int(w.passages[i - 1].text)))))
-        for w in windows
-    ]
+def by_number(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+    """An ideal reranker: orders each window by the number in its texts; beyond the choices asked for, backwards."""
+    decoded = []
+    for w, k in zip(windows, choices, strict=True):
+        order = sorted(range(1, len(w) + 1), key=lambda i: int(w.passages[i - 1].text))
+        decoded.append(Decoded((*order[:k], *reversed(order[k:])), tuple(-0.1 * i for i in range(len(w)))))
+    return decoded
 
 
 def numbered(qid: str, numbers: Sequence[int]) -> RankingRecord:
@@ -70,7 +72,33 @@ def test_the_spans_of_the_usual_setting() -> None:
 
 def test_run_scores_fall_strictly_and_order_the_run() -> None:
     (ranking,) = rerank([numbered("q", [3, 1, 2])], by_number, SlidingWindow())
-    assert ranking.run == [("d1", 3.0), ("d2", 2.0), ("d3", 1.0)]
+    assert ranking.run == [("d1", 2.99), ("d2", 1 + 0.99 * exp(-0.1)), ("d3", 0.99 * exp(-0.2))]
+    (ranking,) = rerank([numbered("q", [3, 1, 2])], by_number, SlidingWindow(2, 1, 2))
+    assert ranking.run == [("d1", 2.99), ("d3", 1 + 0.99 * exp(-0.1)), ("d2", 0.0)]  # below the depth
+
+
+@given(
+    n=st.integers(1, 60), window=st.integers(2, 20), depth=st.integers(1, 60), top_k=st.integers(1, 70), data=st.data()
+)
+def test_the_top_k_are_the_same_with_fewer_choices(
+    n: int, window: int, depth: int, top_k: int, data: st.DataObject
+) -> None:
+    numbers = random.Random(n).sample(range(n), n)
+    whole = SlidingWindow(window, data.draw(st.integers(1, window - 1)), depth)
+    (expected,) = rerank([numbered("q", numbers)], by_number, whole)
+    (ranking,) = rerank([numbered("q", numbers)], by_number, replace(whole, top_k=top_k))
+    reranked = min(top_k, depth)
+    assert ranking.order[:reranked] == expected.order[:reranked]
+
+
+def test_choices_that_matter() -> None:
+    assert SlidingWindow(20, 10, 100).choices(100) == [20] * 9
+    assert SlidingWindow(20, 10, 100, top_k=10).choices(100) == [10] * 9
+    assert SlidingWindow(20, 10, 100, top_k=20).choices(100) == [10] * 8 + [20]
+    assert SlidingWindow(20, 10, 100, top_k=25).choices(100) == [10] * 7 + [15, 20]
+    assert SlidingWindow(20, 10, 100, top_k=3).choices(12) == [3]
+    with pytest.raises(UserError, match="top_k is 0"):
+        SlidingWindow(top_k=0)
 
 
 @pytest.mark.parametrize(("window", "stride", "depth"), [(1, 1, 10), (5, 5, 10), (5, 0, 10), (5, 2, 0)])

@@ -60,8 +60,8 @@ def rerank_candidates(
         collection: what the first stage searches: pydocs, pydocs/train, pydocs/test, a directory in BEIR's or
             Cranfield's layout, or ir_datasets:ID.
         adapter: PEFT adapter directory.
-        qrels: TREC judgements, by default the collection's; without any, nothing is measured but time and malformed
-            answers.
+        qrels: TREC judgements, by default the collection's; without any, nothing is measured but time (and
+            malformed answers of plain generation).
         decode: chain or direct, by default as the format is: each choice is the model's, among what remains, and
             nothing else (well-formed by construction, fast); first: by the scores of the first choice (fastest);
             generate: plain generation, read with tolerance (slow).
@@ -124,7 +124,7 @@ def rerank_candidates(
         "queries": len(records),
         "judged_queries": judged,
         "windows": sum(len(ranking.decoded) for ranking in rankings),
-        "malformed_generate" if decode == "generate" else "malformed": sum(r.malformed for r in rankings),
+        **({"malformed_generate": sum(r.malformed for r in rankings)} if decode == "generate" else {}),
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
