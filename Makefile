@@ -1,9 +1,11 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
-# goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL.
+# goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL, LISTS its
+# candidate lists.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
 DATA ?= data
+LISTS ?= $(DATA)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +14,11 @@ MODEL := models/smollm2-135m-instruct
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model quickstart train-pydocs lint test bench-train tensorboard wheel clean
+.PHONY: help setup model quickstart train-pydocs lint test bench-train bench-rerank check-decoding tensorboard wheel \
+	clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Create .venv and install the project into it, editable, at the tested versions
 
@@ -54,6 +57,12 @@ test: $(STAMP) $(MODEL)/config.json lint ## Run everything that CI runs: setup, 
 bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physical limit (DATA=folder: docs/data.md)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.train --data $(DATA)
+
+bench-rerank: $(STAMP) $(MODEL)/config.json ## Decoding beside generation and the physical limit (DATA, LISTS)
+	$(BIN)/python -m benchmarks.rerank --data $(DATA) --candidates $(LISTS)/dl21.bm25.top100.jsonl.gz
+
+check-decoding: $(STAMP) $(MODEL)/config.json ## Forced-text decoding against generate, on 200 windows (DATA)
+	$(BIN)/python -m scripts.check_decoding --data $(DATA)
 
 tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

@@ -149,7 +149,7 @@ def read(model: Any, rows: Sequence[Ids]) -> None:
 
 
 def generated(data: Path, count: int, form: str) -> Work:
-    """`generate`, `count` windows at a time, padded on the left; it stops where their answers are as long as they are."""
+    """`generate`, `count` windows at a time, padded on the left; it writes as many tokens as their answers have."""
     import torch
 
     model, loaded, coder = load(), held(), encoder(form)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
 from lit_rerank.chain import FORMATS
+from lit_rerank.consistency import Aggregate, SelfConsistent
 from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
 from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -156,7 +157,7 @@ class Reranker:
     >>> [passage.text for passage in reranker.rank("capital of France", ["Berlin is ...", "Paris is ..."])]
     """
 
-    def __init__(self, decoder: Decoder, sliding: SlidingWindow | None = None) -> None:
+    def __init__(self, decoder: Decoder | SelfConsistent, sliding: SlidingWindow | None = None) -> None:
         self.decoder = decoder
         self.sliding = sliding or SlidingWindow()
 
@@ -172,6 +173,8 @@ class Reranker:
         repeat_identifier: bool | None = None,
         sliding: SlidingWindow | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
+        self_consistency: int = 1,
+        aggregate: Aggregate = "kemeny",
         dtype: DType = "auto",
         load_in_4bit: bool = False,
         device: str | None = None,
@@ -180,7 +183,8 @@ class Reranker:
         """Load a model (id or directory) and an adapter.
 
         `format`, `max_passage_tokens` and `repeat_identifier` (see `PromptSettings`) are, by default, those that the
-        adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format.
+        adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
+        `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`).
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
@@ -205,7 +209,8 @@ class Reranker:
             trust_remote_code=trust_remote_code,
         )
         encoder = WindowEncoder(tokenizer, settings, context_length(model, trust_remote_code))
-        return cls(open_decoder(decode, loaded, encoder, max_batch_tokens), sliding)
+        decoder = open_decoder(decode, loaded, encoder, max_batch_tokens)
+        return cls(decoder if self_consistency == 1 else SelfConsistent(decoder, self_consistency, aggregate), sliding)
 
     def rank(self, query: str, passages: Sequence[str | Passage]) -> list[Passage]:
         """The passages, best first. Plain strings get their position (from 0) as docid.

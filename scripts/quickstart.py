@@ -15,6 +15,7 @@ from data_modules.records import RankingRecord, Window
 from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
 from lit_rerank.cli import in_one_line
+from lit_rerank.decoder import Decoder
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
@@ -87,6 +88,7 @@ def evaluate(
         dtype="bfloat16",
     )
     rankings = with_progress([record.shuffled(SEED) for record in records], reranker)
+    assert isinstance(reranker.decoder, Decoder)
     model, encoder = reranker.decoder.model, reranker.decoder.encoder
     generated = Generate(model, encoder)(windows)
     return {

@@ -47,14 +47,14 @@ def test_real_candidates_get_the_numbers_of_ir_measures(tmp_path: Path, tiny_mod
     assert metrics["nDCG@10"] == pytest.approx(official[measure], abs=1e-9)
     assert metrics["queries"] == metrics["judged_queries"] == 53
     assert metrics["windows"] == 53 * 2
-    assert 0 <= metrics["malformed"] <= 53 * 2
+    assert "malformed_generate" not in metrics
     run = read_run(tmp_path / "out" / "run.txt")
     assert {len(ranking) for ranking in run.values()} == {100}
 
 
 def test_without_judgements_only_the_run_is_written(tmp_path: Path, tiny_model: Path) -> None:
     metrics = rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--queries", "1")
-    assert metrics.keys() == {"queries", "judged_queries", "windows", "malformed", "seconds"}
+    assert metrics.keys() == {"queries", "judged_queries", "windows", "seconds"}
     assert list(read_run(tmp_path / "out" / "run.txt")) == ["q0"]
 
 
@@ -203,3 +203,17 @@ def test_help_names_every_flag() -> None:
     data = ("candidates", "first_stage", "collection", "qrels")
     for flag in (*data, "model", "adapter", "run", "metrics", "format", "window", "stride", "depth"):
         assert f"--{flag} " in said
+
+
+@pytest.mark.parametrize(
+    "options", [["--decode", "first"], ["--decode", "direct"], ["--top_k", "1"], ["--decode", "generate"]], ids=" ".join
+)
+def test_ways_to_decode(tmp_path: Path, tiny_model: Path, options: list[str]) -> None:
+    candidates = write_candidates(tmp_path / "c.jsonl")
+    metrics = rerank(tmp_path, tiny_model, candidates, "--window", "4", "--stride", "2", *options)
+    assert metrics["windows"] == 4
+    assert ("malformed_generate" in metrics) == ("generate" in options)
+    for ranking in read_run(tmp_path / "out" / "run.txt").values():
+        scores = [score for _, score in ranking]
+        assert [int(score) for score in scores] == [5, 4, 3, 2, 1, 0]
+        assert any(score % 1 for score in scores) == ("generate" not in options)

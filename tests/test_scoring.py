@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_rerank.attention import packed_attention
 from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, load_model
+from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
 from lit_rerank.errors import UserError
 from lit_rerank.packing import Packer
@@ -105,6 +106,47 @@ def test_values_and_gradients_are_those_of_one_context_at_a_time(make, trunks, l
     check_is_twin(make(tiny_model).train(), *questions_about(trunks, length=length))
 
 
+@torch.no_grad()
+def check_goes_on(model: PreTrainedModel) -> None:
+    """Two trunks read in pieces, with branches after each, against one context at a time."""
+    draw = torch.Generator().manual_seed(0)
+    trunks = [tuple(torch.randint(VOCABULARY, (length,), generator=draw).tolist()) for length in (40, 33)]
+    caches = [Cache(50), Cache(50)]
+    branches: list[Ids] = [(), (3,), (3, 8), (4, 8, 1), (3, 7)]
+    for pieces in ((21, 20), (22, 28), (39, 33)):
+        packer, questions = Packer(), []
+        for ids, cache, length in zip(trunks, caches, pieces, strict=True):
+            number = packer.trunk(ids[:length], cache)
+            for branch in branches:
+                packer.ask(number, length, 5, branch)
+                questions.append((ids[:length] + branch, 5))
+        packed = packer.pack()
+        assert len(packed) == sum(pieces) - sum(cache.length for cache in caches) + 2 * 6
+        expected = torch.stack([plain_logp(model, *question) for question in questions])
+        torch.testing.assert_close(token_logps(model, packed), expected, atol=1e-5, rtol=1e-4)
+        for cache, length in zip(caches, pieces, strict=True):
+            cache.length = length
+
+
+def test_reading_goes_on_from_a_cache(tiny_model: Path) -> None:
+    check_goes_on(load(tiny_model).eval())
+
+
+def test_trunks_of_one_beginning_fill_their_caches(tiny_model: Path) -> None:
+    model, stem, caches = load(tiny_model).eval(), tuple(range(3, 30)), [Cache(40), Cache(40)]
+    for lengths in (30, 36):
+        packer, questions = Packer(), []
+        for cache, tail in zip(caches, (tuple(range(50, 60)), tuple(range(70, 80))), strict=True):
+            ids = (stem + tail)[:lengths]
+            packer.ask(packer.trunk(ids, cache), lengths, 9)
+            questions.append((ids, 9))
+        with torch.no_grad():
+            expected = torch.stack([plain_logp(model, *question) for question in questions])
+            torch.testing.assert_close(token_logps(model, packer.pack()), expected, atol=1e-5, rtol=1e-4)
+        for cache in caches:
+            cache.length = lengths
+
+
 def test_every_token_is_read_once(tiny_model: Path) -> None:
     model = load(tiny_model)
     read: list[int] = []
@@ -145,6 +187,7 @@ def test_families_of_models(kind: str, options: dict[str, Any], tmp_path: Path) 
     config = AutoConfig.for_model(kind, **SHAPE, **options)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     check_is_twin(load(tmp_path).eval(), *questions_about(trunks=2))
+    check_goes_on(load(tmp_path).eval())
 
 
 def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:

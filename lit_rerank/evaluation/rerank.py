@@ -44,6 +44,8 @@ def rerank_candidates(
     shuffle: int | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     max_batch_tokens: int = 20_000,
+    self_consistency: int = 1,
+    aggregate: Literal["kemeny", "borda"] = "kemeny",
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
@@ -77,6 +79,8 @@ def rerank_candidates(
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         measures: by ir-measures' names.
         max_batch_tokens: so many tokens are decoded at a time.
+        self_consistency: above 1, each window is read in so many random orders, and the orders are made one.
+        aggregate: how: kemeny (least disagreement, exact) or borda (mean rank).
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
@@ -110,6 +114,8 @@ def rerank_candidates(
         repeat_identifier=repeat_identifier,
         sliding=sliding,
         max_batch_tokens=max_batch_tokens,
+        self_consistency=self_consistency,
+        aggregate=aggregate,
         dtype=dtype,
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
