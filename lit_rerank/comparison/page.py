@@ -1,11 +1,13 @@
 """One HTML page that shows a comparison: it needs nothing but itself, in a light or a dark scheme."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from data_modules.trec import Qrels
+from lit_rerank.comparison.significance import show_p
 from lit_rerank.comparison.systems import System
 from lit_rerank.comparison.texts import Texts
 
@@ -27,19 +29,21 @@ def render_page(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "three": lambda value: "" if value is None else f"{value:.3f}",
         "signed": lambda value: "" if value is None else f"{value:+.3f}",
         "range": lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
         "signed_range": lambda ends: f"{ends[0]:+.3f} to {ends[1]:+.3f}",
-        "p_value": lambda p: f"{p:.4f}" if p >= 0.0001 else "< 0.0001",
+        "p_value": show_p,
         "listed": _listed,
     }
+    environment.filters |= filters
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
     grades = sorted({grade for judged in qrels.values() for grade in judged.values()}, reverse=True)
     return template.render(
-        title=f"{', '.join(system.name for system in systems[1:])} beside {systems[0].name}",
+        title=f"{', '.join(system.name for system in systems[1:])} compared with {systems[0].name}",
         result=result,
+        judgements=Path(result["qrels"]).name,
         others=[system.name for system in systems[1:]],
         rows=_rows(result),
         tables=[_table(measure, systems, texts) for measure in result["measures"]],
@@ -55,7 +59,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     compared = {(one["measure"], one["system"]): one for one in result["comparisons"]}
     return [
         {
-            "measure": measure,
+            "measure": measure if name == result["baseline"] else "",
             "system": name,
             "mean": system["means"][measure]["mean"],
             "mean_interval": system["means"][measure]["interval"],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, BETTER, WORSE, BASELINE = "#1b1f24", "#5d6670", "#d3d8de", "#2a78d6", "#d0552b", "#98a1ab"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BETTER: "better", WORSE: "worse", BASELINE: "baseline"}
 NAME_LENGTH = 28
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # names are not formulas
     "axes.spines.top": False,
@@ -51,7 +51,7 @@ def style() -> Iterator[None]:
 def draw_means(means: Mapping[str, Mapping[str, Any]], baseline: str) -> "Figure":
     """Bars with 95 % intervals: by measure and system `mean` and `interval`."""
     names = list(next(iter(means.values())))
-    figure, axes = _grid(len(means), 0.75 + 0.34 * len(names), width=4.4, share_names=True)
+    figure, axes = _grid(len(means), 0.75 + 0.34 * len(names), width=3.8, share_names=True)
     for axis, (measure, systems) in zip(axes, means.items(), strict=False):
         values, intervals = zip(*((systems[name]["mean"], systems[name]["interval"]) for name in names), strict=True)
         lows, highs = zip(*intervals, strict=True)
@@ -94,10 +94,10 @@ def draw_reliability(behaviours: Mapping[str, Behaviour]) -> "Figure":
     above, below = axes[: len(behaviours)], axes[len(behaviours) :]
     for upper, lower, (name, shown) in zip(above, below, behaviours.items(), strict=True):
         full = [b for b in shown.reliability if b.count]
-        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1)
-        upper.annotate("as right as sure", (0.97, 0.97), (-4, -22), textcoords="offset points", ha="right", color=MUTED)
+        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="as right as sure")
         upper.plot([b.confidence for b in full], [b.accuracy for b in full], "o-", color=BETTER, markersize=5)
         upper.set(title=_short(name), xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
+        upper.legend(loc="upper left", labelcolor=MUTED)
         lower.bar([b.low for b in full], [b.count for b in full], 0.092, align="edge", color=BASELINE)
         lower.set(xlim=(0, 1), xlabel="probability of the choice", ylabel="choices")
         for axis in (upper, lower):
@@ -127,9 +127,11 @@ def draw_positions(behaviours: Mapping[str, Behaviour]) -> "Figure":
         if places * steps <= 64:
             for step, row in enumerate(shown.positions, start=1):
                 for place, share in enumerate(row, start=1):
-                    axis.text(place, step, f"{share:.0%}", ha="center", va="center", fontsize=8)
+                    axis.text(
+                        place, step, f"{share:.0%}" if share >= 0.005 else "", ha="center", va="center", fontsize=8
+                    )
         bar = figure.colorbar(mesh, ax=axis, format=lambda share, _: f"{share:.0%}", shrink=0.9, aspect=25)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         bar.set_label("share of windows", color=MUTED)
     return figure
@@ -146,7 +148,8 @@ def as_svg(figure: "Figure", name: str) -> str:
     written = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", written.getvalue(), flags=re.DOTALL)
+    # What is not drawn: labels once more as comments, metadata, and rules that would hold for the whole page.
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", written.getvalue(), flags=re.DOTALL)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])  # figure_1, in each of them
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")

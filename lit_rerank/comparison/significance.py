@@ -21,7 +21,7 @@ class Paired:
 
     Attributes:
         difference: mean over queries of the system's value less the baseline's.
-        interval: its 95 % interval.
+        interval: its 95 % interval, Student's: the bootstrap's is too narrow where nearly all differences are 0.
         wins, ties, losses: queries where the system is better, equal, worse.
         effect_size: Cohen's d of paired values: the mean difference in standard deviations of the differences; None
             where they do not vary but are not 0 either.
@@ -39,8 +39,6 @@ class Paired:
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     """Compare two systems; a value of each for every query."""
-    from lit_rerank.metrics import interval
-
     differences = [
         0.0 if math.isclose(own, other, rel_tol=0, abs_tol=TOLERANCE) else own - other
         for own, other in zip(values, baseline, strict=True)
@@ -48,7 +46,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     return Paired(
         difference=statistics.fmean(differences),
-        interval=interval(differences),
+        interval=_interval(differences),
         wins=wins,
         ties=len(differences) - wins - losses,
         losses=losses,
@@ -82,6 +80,20 @@ def corrected(ps: Sequence[float]) -> list[float]:
     from scipy.stats import false_discovery_control
 
     return [float(p) for p in false_discovery_control(list(ps), method="bh")]
+
+
+def show_p(p: float) -> str:
+    """A p-value to four decimals, none of them as 0."""
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+
+
+def _interval(differences: Sequence[float]) -> tuple[float, float]:
+    from scipy.stats import ttest_1samp
+
+    if len(set(differences)) < 2:
+        return (differences[0], differences[0])
+    found = ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    return (float(found.low), float(found.high))
 
 
 def _effect_size(differences: Sequence[float]) -> float | None:

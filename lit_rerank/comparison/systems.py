@@ -44,7 +44,7 @@ def read_system(name: str, path: str, qrels: Qrels, measures: Sequence[Any]) -> 
     unjudged = tuple(qid for qid in run if qid not in qrels)
     if len(unjudged) == len(run):
         raise UserError(
-            f"{path} has no judged query (of {len(run)}): are the run and the judgements of one collection?"
+            f"none of the {len(run)} queries of {path} is judged: are run and judgements of one collection?"
         )
     found = per_query(run, qrels, measures)
     nothing = {str(measure): 0.0 for measure in measures}

@@ -14,7 +14,7 @@ from data_modules.trec import read_qrels
 from lit_rerank.comparison.behaviour import Behaviour, behaviour
 from lit_rerank.comparison.page import render_page
 from lit_rerank.comparison.pictures import as_svg, draw_deltas, draw_means, draw_positions, draw_reliability, style
-from lit_rerank.comparison.significance import RESAMPLES, corrected, paired
+from lit_rerank.comparison.significance import RESAMPLES, corrected, paired, show_p
 from lit_rerank.comparison.systems import System, named_files, read_system
 from lit_rerank.comparison.texts import read_texts
 from lit_rerank.errors import UserError
@@ -28,7 +28,8 @@ TEST = (
     f"differences are distributed), exact for up to 16 queries, with {RESAMPLES:,} random draws above"
 )
 CORRECTION = "Corrected: Benjamini and Hochberg's false discovery rate over all tests of this comparison"
-INTERVALS = "Intervals: 95 %, bootstrap (BCa) over queries"
+HEADINGS = "    mean  95 % interval     difference  95 % interval           w/t/l        d         p  corrected"
+INTERVALS = "Intervals: 95 %, over queries: of means by the bootstrap (BCa), of differences Student's"
 
 
 def compare_runs(
@@ -106,7 +107,7 @@ def _windows(path: str, system: System) -> list[WindowChoices]:
         listed = {docid for docid, _ in system.run.get(window.qid, [])}
         if not listed.issuperset(window.docids):
             raise UserError(
-                f"{path} orders passages for query {window.qid!r} that {system.path} does not list: are they of one run?"
+                f"{path} orders passages for query {window.qid!r} that {system.path} does not list: is it of that run?"
             )
     return windows
 
@@ -191,9 +192,7 @@ def _print(result: Mapping[str, Any]) -> None:
     compared = {(one["measure"], one["system"]): one for one in result["comparisons"]}
     for measure in result["measures"]:
         print(f"\n{measure}, {result['queries']} judged queries, baseline {result['baseline']}")
-        print(
-            f"{'':{width}}    mean  95 % interval     difference  95 % interval       w/t/l        d       p  corrected"
-        )
+        print(f"{'':{width}}{HEADINGS}")
         for name, system in result["systems"].items():
             mean, (low, high) = system["means"][measure].values()
             line = f"{name:{width}}  {mean:6.4f}  {low:6.4f} to {high:6.4f}"
@@ -203,7 +202,7 @@ def _print(result: Mapping[str, Any]) -> None:
                 effect = "" if one["effect_size"] is None else f"{one['effect_size']:+.2f}"
                 line += (
                     f"     {one['difference']:+.4f}  {low:+.4f} to {high:+.4f}  {record:>10}  {effect:>7}  "
-                    f"{one['p']:6.4f}     {one['p_corrected']:6.4f}"
+                    f"{show_p(one['p']):>8}   {show_p(one['p_corrected']):>8}"
                 )
             print(line)
     for name, shown in result["choices"].items():
