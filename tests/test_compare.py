@@ -17,6 +17,7 @@ from lit_rerank.cli import evaluate
 from lit_rerank.comparison.systems import named_files
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
+from tests.test_evaluation import write_collection
 
 HOSTILE = '<script>alert("q")</script> & <b>'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -146,6 +147,23 @@ def test_a_real_run_against_itself(tmp_path: Path, shared_data: Path) -> None:
         0.0,
     )
     assert page.count("div", "passage") == 0  # docids alone, where no texts are given
+
+
+def test_a_collection_brings_judgements_and_texts(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "fleas")
+    for name, docid in (("a", "d0"), ("b", "d1")):
+        write_run({"q1": [(docid, 1.0)], "q2": [("d3", 1.0)]}, tmp_path / f"{name}.txt", name)
+    words = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--metrics", str(tmp_path / "out.json")]
+    evaluate(["compare", *words, "--collection", str(folder)])
+    result, said = json.loads((tmp_path / "out.json").read_text()), Page(tmp_path / "out.html").text()
+    assert [system["means"]["RR@10"]["mean"] for system in result["systems"].values()] == [1.0, 0.0]
+    assert result["qrels"] == str(folder)
+    assert "fleas and document number1" in said
+    with pytest.raises(SystemExit, match="name --qrels FILE, or a --collection that has judgements"):
+        evaluate(["compare", *words])
+    (folder / "qrels.txt").unlink()
+    with pytest.raises(SystemExit, match="fleas holds no judgement"):
+        evaluate(["compare", *words, "--collection", str(folder)])
 
 
 def write_hostile(files: Path) -> list[str]:

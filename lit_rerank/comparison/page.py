@@ -3,12 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from data_modules.trec import Qrels
-from lit_rerank.comparison.significance import show_p
-from lit_rerank.comparison.systems import System
+from lit_rerank.comparison.significance import differences, show_p
+from lit_rerank.comparison.systems import Judgements, System
 from lit_rerank.comparison.texts import Texts
 
 DEPTH = 10  # passages of each list that are shown
@@ -17,7 +15,7 @@ MOST_NAMES = 20  # queries named in one sentence; the JSON file has all
 
 
 def render_page(
-    result: Mapping[str, Any], systems: Sequence[System], qrels: Qrels, texts: Texts, pictures: Mapping[str, str]
+    result: Mapping[str, Any], systems: Sequence[System], qrels: Judgements, texts: Texts, pictures: Mapping[str, str]
 ) -> str:
     """The page.
 
@@ -41,9 +39,8 @@ def render_page(
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
     grades = sorted({grade for judged in qrels.values() for grade in judged.values()}, reverse=True)
     return template.render(
-        title=f"{', '.join(system.name for system in systems[1:])} compared with {systems[0].name}",
+        title=_title([system.name for system in systems]),
         result=result,
-        judgements=Path(result["qrels"]).name,
         others=[system.name for system in systems[1:]],
         rows=_rows(result),
         tables=[_table(measure, systems, texts) for measure in result["measures"]],
@@ -52,6 +49,12 @@ def render_page(
         depth=DEPTH,
         pictures=pictures,
     )
+
+
+def _title(names: Sequence[str]) -> str:
+    baseline, *others = names
+    what = ", ".join(others) if len(others) <= 3 else f"{len(others)} systems"
+    return f"{what} compared with {baseline}"
 
 
 def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -72,26 +75,28 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _table(measure: str, systems: Sequence[System], texts: Texts) -> dict[str, Any]:
     """A measure of every query, with the differences to the baseline and how wide these are drawn."""
-    values = {qid: [system.scores[qid][measure] for system in systems] for qid in systems[0].scores}
-    largest = max((abs(value - first) for first, *more in values.values() for value in more), default=0.0) or 1.0
+    baseline, *others = systems
+    columns = [system.values(measure) for system in others]
+    deltas = [differences(column, baseline.values(measure)) for column in columns]
+    largest = max((abs(value) for column in deltas for value in column), default=0.0) or 1.0
     queries = [
         {
             "number": number,
             "qid": qid,
             "text": texts.queries.get(qid, ""),
-            "baseline": first,
+            "baseline": scores[measure],
             "cells": [
-                {"value": value, "difference": value - first, "width": f"{50 * abs(value - first) / largest:.1f}"}
-                for value in more
+                {"value": own[number], "difference": delta[number], "width": f"{50 * abs(delta[number]) / largest:.1f}"}
+                for own, delta in zip(columns, deltas, strict=True)
             ],
         }
-        for number, (qid, (first, *more)) in enumerate(values.items())
+        for number, (qid, scores) in enumerate(baseline.scores.items())
     ]
     return {"measure": measure, "queries": queries}
 
 
 def _rankings(
-    number: int, qid: str, systems: Sequence[System], qrels: Qrels, texts: Texts, result: Mapping[str, Any]
+    number: int, qid: str, systems: Sequence[System], qrels: Judgements, texts: Texts, result: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A query's lists, side by side."""
     ranks = {docid: rank for rank, (docid, _) in enumerate(systems[0].run.get(qid, []), start=1)}
@@ -110,7 +115,7 @@ def _rankings(
                         "docid": docid,
                         "grade": qrels[qid].get(docid),
                         "was": None if system is systems[0] else _moved(rank, ranks.get(docid)),
-                        "text": _cut(texts.passages.get((qid, docid))),
+                        "text": _cut(texts.passage(qid, docid)),
                     }
                     for rank, (docid, _) in enumerate(system.run.get(qid, [])[:DEPTH], start=1)
                 ],

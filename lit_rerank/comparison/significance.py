@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RESAMPLES = 99_999
+BATCH = 5_000_000  # signs drawn at a time
 TOLERANCE = 1e-9  # values that differ by less are equal: they were summed up in another order
 
 
@@ -37,21 +38,26 @@ class Paired:
     p: float
 
 
-def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
-    """Compare two systems; a value of each for every query."""
-    differences = [
+def differences(values: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Each query's value less the baseline's; 0 where they differ by nothing but rounding."""
+    return [
         0.0 if math.isclose(own, other, rel_tol=0, abs_tol=TOLERANCE) else own - other
         for own, other in zip(values, baseline, strict=True)
     ]
-    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+
+
+def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
+    """Compare two systems; a value of each for every query."""
+    found = differences(values, baseline)
+    wins, losses = sum(value > 0 for value in found), sum(value < 0 for value in found)
     return Paired(
-        difference=statistics.fmean(differences),
-        interval=_interval(differences),
+        difference=statistics.fmean(found),
+        interval=_interval(found),
         wins=wins,
-        ties=len(differences) - wins - losses,
+        ties=len(found) - wins - losses,
         losses=losses,
-        effect_size=_effect_size(differences),
-        p=randomisation_test(differences),
+        effect_size=_effect_size(found),
+        p=randomisation_test(found),
     )
 
 
@@ -68,7 +74,7 @@ def randomisation_test(differences: Sequence[float]) -> float:
         permutation_type="samples",  # signs, where there is one sample
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=10_000,
+        batch=max(1, BATCH // len(differences)),
         rng=0,
     )
     return float(found.pvalue)

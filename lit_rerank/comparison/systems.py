@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_modules.trec import Qrels, Ranking, read_run
+from data_modules.trec import Ranking, read_run
 from lit_rerank.errors import UserError
+
+Judgements = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class System:
         return [scores[measure] for scores in self.scores.values()]
 
 
-def read_system(name: str, path: str, qrels: Qrels, measures: Sequence[Any]) -> System:
+def read_system(name: str, path: str, qrels: Judgements, measures: Sequence[Any]) -> System:
     """Read a run and measure it; `measures` are ir-measures'.
 
     Raises:

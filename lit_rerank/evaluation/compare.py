@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_modules.catalogue import open_collection
 from data_modules.choices import ChoicesSource, WindowChoices
+from data_modules.collection import Collection
 from data_modules.trec import read_qrels
 from lit_rerank.comparison.behaviour import Behaviour, behaviour
 from lit_rerank.comparison.page import render_page
 from lit_rerank.comparison.pictures import as_svg, draw_deltas, draw_means, draw_positions, draw_reliability, style
-from lit_rerank.comparison.significance import RESAMPLES, corrected, paired, show_p
-from lit_rerank.comparison.systems import System, named_files, read_system
+from lit_rerank.comparison.significance import RESAMPLES, corrected, differences, paired, show_p
+from lit_rerank.comparison.systems import Judgements, System, named_files, read_system
 from lit_rerank.comparison.texts import read_texts
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, write_figures
@@ -34,11 +36,12 @@ INTERVALS = "Intervals: 95 %, over queries: of means by the bootstrap (BCa), of 
 
 def compare_runs(
     *runs: str,
-    qrels: str,
     metrics: str,
+    qrels: str | None = None,
     baseline: str | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     candidates: str | Sequence[str] | None = None,
+    collection: str | None = None,
     choices: Sequence[str] = (),
     logdir: str | None = None,
 ) -> dict[str, Any]:
@@ -49,11 +52,12 @@ def compare_runs(
 
     Args:
         runs: two or more, FILE or NAME=FILE; a FILE alone is called by its name without the suffix.
-        qrels: TREC judgements.
         metrics: the JSON file to write; beside it, under its name: the page (.html) and the pictures (.png).
+        qrels: TREC judgements, by default the collection's.
         baseline: the NAME of the run that others are compared with; by default the first.
         measures: by ir-measures' names; the first is shown query by query in the pictures.
         candidates: file or files with the queries' and passages' texts, for the page; as rerank takes them.
+        collection: the same from what the runs were retrieved from, by its name in rerank.
         choices: NAME=FILE for runs whose choices rerank has written: is the model as right as it is sure, and which
             input positions does it pick from?
         logdir: a TensorBoard directory for the means and the pictures.
@@ -74,28 +78,35 @@ def compare_runs(
     parsed = [parse_measure(name) for name in measures]
     if not parsed:
         raise UserError("name at least one measure")
-    judged = read_qrels(qrels)
-    if not judged:
-        raise UserError(f"{qrels} holds no judgement")
+    opened = None if collection is None else open_collection(collection)
+    judged = _judgements(qrels, opened)
     in_order = [first, *(name for name in files if name != first)]
     systems = [read_system(name, files[name], judged, parsed) for name in in_order]
     behaviours = {s.name: behaviour(_windows(chosen[s.name], s), judged) for s in systems if s.name in chosen}
-    texts = read_texts([candidates] if isinstance(candidates, str) else candidates or [])
+    texts = read_texts([candidates] if isinstance(candidates, str) else candidates or [], opened)
 
-    result = _figures(systems, qrels, list(dict.fromkeys(map(str, parsed))), behaviours)
+    result = _figures(systems, str(qrels or collection), list(dict.fromkeys(map(str, parsed))), behaviours)
     write_figures(result, metrics)
-    with style():
-        drawn = _draw(result, systems, behaviours)
-        for name, figure in drawn.items():
-            figure.savefig(Path(metrics).with_suffix(f".{name}.png"), dpi=150)
-        if logdir is not None:
-            _to_tensorboard(result, drawn, logdir)
-        pictures = {name: as_svg(figure, name) for name, figure in drawn.items()}
+    pictures = _pictures(result, systems, behaviours, Path(metrics), logdir)
     page = Path(metrics).with_suffix(".html")
     page.write_text(render_page(result, systems, judged, texts, pictures), "utf-8", "xmlcharrefreplace")
     _print(result)
     print(f"\npage: {page}   figures: {metrics}   pictures: {page.with_suffix('.*.png')}")
     return result
+
+
+def _judgements(path: str | None, collection: Collection | None) -> Judgements:
+    """Those of the file or, without one, the collection's."""
+    judged: Judgements
+    if path is not None:
+        judged, source = read_qrels(path), path
+    elif collection is not None:
+        judged, source = collection.qrels, collection.name
+    else:
+        raise UserError("name --qrels FILE, or a --collection that has judgements")
+    if not judged:
+        raise UserError(f"{source} holds no judgement")
+    return judged
 
 
 def _windows(path: str, system: System) -> list[WindowChoices]:
@@ -113,7 +124,7 @@ def _windows(path: str, system: System) -> list[WindowChoices]:
 
 
 def _figures(
-    systems: Sequence[System], qrels: str, measures: Sequence[str], behaviours: Mapping[str, Behaviour]
+    systems: Sequence[System], judgements: str, measures: Sequence[str], behaviours: Mapping[str, Behaviour]
 ) -> dict[str, Any]:
     """All figures, as they are written."""
     baseline, *others = systems
@@ -121,7 +132,7 @@ def _figures(
     comparisons = [paired(system.values(measure), baseline.values(measure)) for system, measure in pairs]
     ps = corrected([one.p for one in comparisons])
     return {
-        "qrels": qrels,
+        "qrels": judgements,
         "queries": len(baseline.scores),
         "baseline": baseline.name,
         "measures": list(measures),
@@ -152,6 +163,23 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "interval": interval(values)}
 
 
+def _pictures(
+    result: Mapping[str, Any],
+    systems: Sequence[System],
+    behaviours: Mapping[str, Behaviour],
+    beside: Path,
+    logdir: str | None,
+) -> dict[str, str]:
+    """Write the pictures beside the figures and to TensorBoard; returns them as SVG for the page."""
+    with style():
+        drawn = _draw(result, systems, behaviours)
+        for name, figure in drawn.items():
+            figure.savefig(beside.with_suffix(f".{name}.png"), dpi=150)
+        if logdir is not None:
+            _to_tensorboard(result, drawn, logdir)
+        return {name: as_svg(figure, name) for name, figure in drawn.items()}
+
+
 def _draw(
     result: Mapping[str, Any], systems: Sequence[System], behaviours: Mapping[str, Behaviour]
 ) -> "dict[str, Figure]":
@@ -162,13 +190,10 @@ def _draw(
         name: {system: figures["means"][name] for system, figures in result["systems"].items()}
         for name in result["measures"]
     }
-    differences = {
-        system.name: [own - other for own, other in zip(system.values(measure), baseline.values(measure), strict=True)]
-        for system in others
-    }
+    deltas = {system.name: differences(system.values(measure), baseline.values(measure)) for system in others}
     drawn = {
         "systems": draw_means(means, baseline.name),
-        "deltas": draw_deltas(differences, measure, baseline.name),
+        "deltas": draw_deltas(deltas, measure, baseline.name),
     }
     if behaviours:
         drawn |= {"reliability": draw_reliability(behaviours), "positions": draw_positions(behaviours)}
