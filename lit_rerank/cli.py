@@ -66,7 +66,7 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank|mmlu --model ... --metrics ...`.
+    """`python evaluate.py rerank|mmlu --model ... --metrics ...`, and `index`, which builds what rerank searches.
 
     Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
     """
@@ -74,6 +74,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
+        from lit_rerank.evaluation.index import index_collection
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
 
@@ -84,7 +85,11 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             exit_on_error=False,
             allow_abbrev=False,
         )
-        functions: dict[str, Callable[..., Any]] = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
+        functions: dict[str, Callable[..., Any]] = {
+            "rerank": rerank_candidates,
+            "mmlu": answer_mmlu,
+            "index": index_collection,
+        }
         commands = parser.add_subcommands()
         for name, function in functions.items():
             command = ArgumentParser(
