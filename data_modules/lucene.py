@@ -25,6 +25,12 @@ from lit_rerank.errors import UserError
 
 BATCH = 1000  # documents handed to Java at a time
 CORES = os.cpu_count() or 1
+JVM_OPTIONS = (
+    "-Xrs",  # Ctrl-C stays Python's
+    # Lucene's own way with memory, which newer versions of Java comment on and older ones do not know.
+    "-XX:+IgnoreUnrecognizedVMOptions",
+    "--sun-misc-unsafe-memory-access=allow",
+)
 
 
 class LuceneDocuments(Mapping[str, Document]):
@@ -224,14 +230,16 @@ def start() -> None:
     if not jnius_config.vm_running:
         java = find_java()
         os.environ.update(JAVA_HOME=str(java), JVM_PATH=str(java / LIBRARY))
-        jnius_config.add_options("-Xrs")  # Ctrl-C stays Python's
+        jnius_config.add_options(*JVM_OPTIONS)
     with _as_pyserini_wants_it():
         import pyserini.search.lucene  # noqa: F401
     from jnius import autoclass
 
-    # Anserini tells its settings on standard output.
-    levels = autoclass("org.apache.logging.log4j.Level")
-    autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(levels.ERROR)
+    # Anserini tells its settings on standard output, Lucene which versions of Java it would like better.
+    errors = autoclass("org.apache.logging.log4j.Level").ERROR
+    autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(errors)
+    severe = autoclass("java.util.logging.Level").SEVERE
+    autoclass("java.util.logging.Logger").getLogger("").setLevel(severe)
 
 
 @contextmanager
