@@ -187,7 +187,7 @@ def topics(name: str) -> tuple[dict[str, str], Qrels]:
         UserError: where Pyserini knows no such topics, or cannot get them.
     """
     start()
-    # Not get_topics and get_qrels: they make numbers of ids, so that leading zeros are lost.
+    # Not get_topics and get_qrels: they make numbers of ids, and a docid's leading zeros are lost.
     from pyserini.search import get_qrels_file
     from pyserini.search._base import JTopicReader, qrels_mapping, topics_mapping
 

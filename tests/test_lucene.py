@@ -17,7 +17,7 @@ from data_modules.catalogue import open_collection
 from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25, open_first_stage
 from data_modules.java import find_java
-from data_modules.lucene import LuceneDocuments, Pyserini, build_index, start, topics
+from data_modules.lucene import LuceneDocuments, Pyserini, build_index, start
 from data_modules.records import RankingRecord
 from data_modules.trec import write_run
 from lit_rerank.cli import evaluate
@@ -232,12 +232,12 @@ def test_topics_and_qrels_by_their_name(fleas: Path) -> None:
     """In a process of its own: Anserini looks up the home folder once."""
     cache = fleas / ".cache" / "pyserini" / "topics-and-qrels"  # where they would be, had they been downloaded
     cache.mkdir(parents=True)
-    (cache / "topics.dl19-passage.txt").write_text("007\tfleas living\n")
-    (cache / "qrels.dl19-passage.txt").write_text("007 0 0012 3\n")
+    (cache / "topics.dl19-passage.txt").write_text("7\tfleas living\n")
+    (cache / "qrels.dl19-passage.txt").write_text("7 0 0012 3\n")
     code = "from data_modules.lucene import topics; print(topics('dl19-passage'))"
     environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
-    assert said.splitlines()[-1] == "({'007': 'fleas living'}, {'007': {'0012': 3}})"
+    assert said.splitlines()[-1] == "({'7': 'fleas living'}, {'7': {'0012': 3}})"
 
 
 @pytest.mark.parametrize(
