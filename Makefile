@@ -10,11 +10,13 @@ LISTS ?= $(DATA)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LUCENE := $(VENV)/.lucene
 MODEL := models/smollm2-135m-instruct
+FIND_JAVA := from data_modules.java import find_java; print("Lucene runs on", find_java())
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model quickstart train-pydocs lint test bench-train bench-rerank check-decoding tensorboard wheel \
+.PHONY: help setup lucene model quickstart train-pydocs lint test bench-train bench-rerank check-decoding tensorboard wheel \
 	clean
 
 help: ## List the targets
@@ -32,6 +34,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
 	@for command in '' fit validate test predict; do $(BIN)/python train.py $$command --help >/dev/null; done  # kept: the next ones are instant
 	@touch $@
+
+# Pyserini (400 MB) is of use only beside a Java that suits it, and only the tests ask for it unasked.
+lucene: $(STAMP) ## Add Pyserini, where there is a JDK of version 21 or newer
+	@if $(BIN)/python -c '$(FIND_JAVA)' 2>/dev/null; then \
+	  test $(LUCENE) -nt $(STAMP) || { $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	    -e '.[dev,gguf,pyserini]' && touch $(LUCENE); }; \
+	else echo 'No JDK of version 21 or newer is found: what needs Lucene is left out'; fi
 
 model: $(MODEL)/config.json ## Make models/smollm2-135m-instruct, the small LLM of the tests and examples
 
@@ -51,7 +60,7 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
+test: $(STAMP) lucene $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physical limit (DATA=folder: docs/data.md)

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 PYDOCS: dict[str, "Split"] = {"pydocs": "all", "pydocs/train": "train", "pydocs/val": "val", "pydocs/test": "test"}
 IR_DATASETS = "ir_datasets:"
+LUCENE = "pyserini:"
 DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "docs.jsonl", "docs.jsonl.gz")
 QUERIES = ("queries.jsonl", "queries.jsonl.gz", "queries.tsv", "queries.tsv.gz")
 POSSIBLE = (
     f"{', '.join(PYDOCS)}, a directory with {DOCUMENTS[0]} or {DOCUMENTS[2]} (.gz) and {QUERIES[2]} or {QUERIES[0]} "
-    f"(.gz), a corpus file (.jsonl, .jsonl.gz), or {IR_DATASETS}ID"
+    f"(.gz), a corpus file (.jsonl, .jsonl.gz), {IR_DATASETS}ID, or {LUCENE}INDEX@TOPICS"
 )
 
 
@@ -30,6 +31,9 @@ def open_collection(name: str) -> Collection:
       are taken) or in Cranfield's (`docs.jsonl`, `queries.tsv`, `qrels.txt`), gzipped or not; qrels may be absent.
     - a corpus file: documents alone.
     - `ir_datasets:ID`.
+    - `pyserini:INDEX` or `pyserini:INDEX@TOPICS`: a Lucene index (a directory, or the name of one of Pyserini's
+      prebuilt ones), and queries with their judgements: a directory with such files as above, `ir_datasets:ID`, or a
+      name that Pyserini has topics for.
 
     Raises:
         UserError: for anything else, or where what it names is broken.
@@ -41,6 +45,8 @@ def open_collection(name: str) -> Collection:
         return pydocs(PYDOCS[name])
     if name.startswith(IR_DATASETS):
         return _ir_dataset(name)
+    if name.startswith(LUCENE):
+        return _lucene(name)
     if path.is_dir():
         return _directory(path)
     if path.is_file():
@@ -53,7 +59,13 @@ def _documents(path: Path) -> dict[str, Document]:
 
 
 def _directory(path: Path) -> Collection:
-    documents, queries = _documents(_one_of(path, DOCUMENTS)), dict(QueriesSource(_one_of(path, QUERIES)))
+    documents = _documents(_one_of(path, DOCUMENTS))
+    return Collection(str(path), documents, *_judged_queries(path))
+
+
+def _judged_queries(path: Path) -> tuple[dict[str, str], Qrels]:
+    """Queries and judgements of a directory; there may be none of the latter."""
+    queries = dict(QueriesSource(_one_of(path, QUERIES)))
     beir, trec = path / "qrels" / "test.tsv", path / "qrels.txt"
     qrels: Qrels = {}
     if beir.is_file():
@@ -62,7 +74,7 @@ def _directory(path: Path) -> Collection:
         queries = {qid: query for qid, query in queries.items() if qid in qrels}
     elif trec.is_file():
         qrels = read_qrels(trec)
-    return Collection(str(path), documents, queries, qrels)
+    return queries, qrels
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
@@ -79,3 +91,21 @@ def _ir_dataset(name: str) -> Collection:
         texts = ((document.doc_id, document.default_text()) for document in dataset.docs_iter())
         documents = {docid: Document(docid, text) for docid, text in texts}
         return Collection(name, documents, irds.queries_of(dataset), irds.qrels_of(dataset))
+
+
+def _lucene(name: str) -> Collection:
+    from data_modules import lucene
+
+    index, at, topics = name.removeprefix(LUCENE).partition("@")
+    queries: dict[str, str] = {}
+    qrels: Qrels = {}
+    if Path(topics).expanduser().is_dir() and at:
+        queries, qrels = _judged_queries(Path(topics).expanduser())
+    elif topics.startswith(IR_DATASETS):
+        dataset_id = topics.removeprefix(IR_DATASETS)
+        dataset = irds.load(dataset_id, "queries")
+        with irds.reading(dataset_id):
+            queries, qrels = irds.queries_of(dataset), irds.qrels_of(dataset)
+    elif at:
+        queries, qrels = lucene.topics(topics)
+    return Collection(name, lucene.open_index(index), queries, qrels)

@@ -86,7 +86,13 @@ class Bm25:
         return [Passage(docid, self._passages[self._numbers[docid]].text, score) for docid, score in ranking[:depth]]
 
 
-FIRST_STAGES: dict[str, Callable[[Collection], FirstStage]] = {"bm25": Bm25}
+def _pyserini(collection: Collection) -> FirstStage:
+    from data_modules.lucene import Pyserini  # which imports sources, and they this module
+
+    return Pyserini(collection)
+
+
+FIRST_STAGES: dict[str, Callable[[Collection], FirstStage]] = {"bm25": Bm25, "pyserini": _pyserini}
 
 
 def open_first_stage(name: str, collection: Collection) -> FirstStage:

@@ -67,7 +67,7 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank|mmlu --model ... --metrics ...` or `python evaluate.py compare RUN... --metrics ...`.
+    """`python evaluate.py COMMAND ...`: what reads a trained model, or what one wrote, and writes numbers.
 
     Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
     """
@@ -76,6 +76,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
         from lit_rerank.evaluation.compare import compare_runs
+        from lit_rerank.evaluation.index import index_collection
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
 
@@ -90,6 +91,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "rerank": rerank_candidates,
             "mmlu": answer_mmlu,
             "compare": compare_runs,
+            "index": index_collection,
         }
         commands = parser.add_subcommands()
         for name, function in functions.items():

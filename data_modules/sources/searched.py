@@ -13,7 +13,7 @@ class SearchedSource(RetrievalSource):
 
     Args:
         collection: see `open_collection`.
-        first_stage: what retrieves: bm25.
+        first_stage: what retrieves: bm25 or pyserini.
         depth: so many candidates for each query.
         teacher: `none`, `first_stage` or `qrels`: who orders them.
         shuffle: a seed: show them in random order, without a teacher; null: as they were retrieved.

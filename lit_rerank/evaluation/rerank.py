@@ -60,9 +60,9 @@ def rerank_candidates(
         metrics: the JSON file to write.
         candidates: a file of them: {"qid", "query", "candidates": [{"docid", "text", "score"}]} a line, the project's
             own records, or RankLLM's requests.
-        first_stage: instead of candidates: what retrieves them from the collection (bm25).
+        first_stage: instead of candidates: what retrieves them from the collection (bm25, pyserini).
         collection: what the first stage searches: pydocs, pydocs/train, pydocs/test, a directory in BEIR's or
-            Cranfield's layout, or ir_datasets:ID.
+            Cranfield's layout, ir_datasets:ID, or pyserini:INDEX@TOPICS.
         adapter: PEFT adapter directory.
         qrels: TREC judgements, by default the collection's; without any, nothing is measured but time (and
             malformed answers of plain generation).
