@@ -4,12 +4,11 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from data_modules.sources.base import Source, existing_file, text
 from lit_rerank.errors import UserError
-from lit_rerank.questions import shipped_explanations
+from lit_rerank.questions import SHIPPED, shipped_explanations, spread
 
 _WORKED = re.compile(r"^Let's think step by step\.\s*|We refer to Wikipedia[^.]*for help\.\s*|\s*The answer is \(.\)\.")
 _SPLIT = re.compile(rb"\n[ \t\r]*\n")
@@ -48,6 +47,16 @@ class DocumentsSource(Source[Document]):
         return self._build(((f"{self.path}: paragraph {i}", part) for i, part in enumerate(paragraphs, 1)), _decoded)
 
 
+def open_documents(named: str | None, limit: int | None = None) -> list[Document]:
+    """The documents of a file, or those `shipped`; of these only `limit`, spread evenly over all."""
+    if named is None:
+        return []
+    documents = shipped_documents() if named == SHIPPED else list(DocumentsSource(named))
+    if not documents:
+        raise UserError(f"{named} holds no text")
+    return spread(documents, limit)
+
+
 def _decoded(paragraph: bytes) -> Document:
     try:
         return Document(paragraph.decode("utf-8-sig").strip())
@@ -56,9 +65,9 @@ def _decoded(paragraph: bytes) -> Document:
 
 
 def shipped_documents() -> list[Document]:
-    """Prose on MMLU's 57 subjects, a document each: the explanations that lm-eval ships with the dev questions' answers.
+    """Prose on MMLU's 57 subjects, a document each: lm-eval ships explanations of the dev questions' answers.
 
-    Written by people about general knowledge, 66,000 bytes in all; nothing here trains on it.
+    Written by people about general knowledge, 68,621 bytes in all; nothing here trains on it.
     """
     by_subject: dict[str, list[str]] = {}
     for subject, explanation in shipped_explanations():

@@ -96,9 +96,7 @@ def _least_drop(measure: str, differences: Differences) -> float:
     return float(found["low"] if measure in LOWER_IS_BETTER else -found["high"])
 
 
-def _difference(
-    measure: str, before: "Retention", after: "Retention", old: float, new: float
-) -> dict[str, Any]:
+def _difference(measure: str, before: "Retention", after: "Retention", old: float, new: float) -> dict[str, Any]:
     if measure == "bits_per_byte":
         changes = [b.bits - a.bits for a, b in zip(before.documents, after.documents, strict=True)]
         low, high = interval(changes, [document.bytes for document in before.documents])

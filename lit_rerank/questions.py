@@ -18,7 +18,9 @@ from lit_rerank.errors import UserError
 Item = TypeVar("Item")
 
 LETTERS = "ABCD"
-SHIPPED = 281
+SHIPPED, HUB = "shipped", "hub"
+
+_COUNT = 281
 
 _SHIPPED_IN = Path("tasks", "mmlu", "flan_cot_fewshot")
 _QUESTION = re.compile(
@@ -80,9 +82,9 @@ def shipped_questions() -> list[Question]:
     """
     folder = _shipped_in()
     questions = questions_of_tasks(folder)
-    if len(questions) != SHIPPED:
+    if len(questions) != _COUNT:
         raise UserError(
-            f"lm-eval {version('lm-eval')} ships {len(questions)} questions instead of {SHIPPED} in {folder}: install "
+            f"lm-eval {version('lm-eval')} ships {len(questions)} questions instead of {_COUNT} in {folder}: install "
             "the version that constraints.txt names, or name a file of questions"
         )
     return questions
@@ -120,6 +122,45 @@ def spread(questions: Sequence[Item], limit: int | None) -> list[Item]:
     if limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     return [questions[i * len(questions) // limit] for i in range(limit)]
+
+
+def open_questions(
+    named: str, fewshot: int | str | None = None, limit: int | None = None
+) -> tuple[list[Question], list[Question]]:
+    """What is asked, and the answered examples that stand before it.
+
+    Args:
+        named: a file, `hub` or `shipped`.
+        fewshot: a file of examples, or how many of each subject's dev questions (of the hub, or those shipped).
+        limit: only so many questions, spread evenly over all.
+    """
+    files = {HUB: lambda: hub_questions("test"), SHIPPED: shipped_questions}
+    asked = files.get(named, lambda: _of_file(named))()
+    if isinstance(fewshot, str):
+        examples = _of_file(fewshot)
+    elif fewshot and named == SHIPPED:
+        raise UserError("the shipped questions are the examples: name other questions, or a file of examples")
+    else:
+        dev = [] if not fewshot else hub_questions("dev") if named == HUB else shipped_questions()
+        examples = first_of_each_subject(dev, fewshot or 0)
+    return spread(asked, limit), examples
+
+
+def _of_file(path: str) -> list[Question]:
+    questions = list(QuestionsSource(path))
+    if not questions:
+        raise UserError(f"{path} holds no question")
+    return questions
+
+
+def first_of_each_subject(questions: Sequence[Question], count: int) -> list[Question]:
+    """At most so many of each subject."""
+    if count < 0:
+        raise UserError(f"fewshot is {count}; it must be 0 or more")
+    by_subject: dict[str, list[Question]] = {}
+    for question in questions:
+        by_subject.setdefault(question.subject, []).append(question)
+    return [question for own in by_subject.values() for question in own[:count]]
 
 
 def questions_of_tasks(folder: Path) -> list[Question]:

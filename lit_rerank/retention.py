@@ -11,12 +11,15 @@ The unit is the question, or the document. How two measurements differ is `lit_r
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
@@ -66,6 +69,7 @@ TEXT_TASK: dict[str, Any] = {
     "metric_list": [{"metric": "bits_per_byte"}],
 }
 
+SEED = 1234  # lm-eval's own
 _LN2 = 0.6931471805599453
 _BYTE = 8 * _LN2  # nats that a byte costs whoever knows nothing
 
@@ -244,23 +248,24 @@ def lm_eval_tasks(
     Raises:
         UserError: if there is no such task, or its data cannot be had.
     """
-    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
-        raise UserError(f"lm-eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists them")
     with undisturbed(model):
-        lm = LiveLM(model, tokenizer, batch_size)
+        manager = TaskManager(include_path=include_path)
+        unknown = [name for name in names if name not in manager.all_tasks]
+        if unknown:
+            raise UserError(f"lm-eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists them")
         try:
             loaded = manager.load(list(names))
         except Exception as error:  # each layer of a download has errors of its own
             raise UserError(f"cannot load the data of {', '.join(names)}: {' '.join(str(error).split())}") from error
-        tasks: Any = list(loaded["tasks"].values()) if not loaded["groups"] else list(names)
-        done: Any = simple_evaluate(
-            lm, tasks=tasks, task_manager=manager, num_fewshot=num_fewshot, limit=limit, log_samples=False
-        )
+        for task in loaded["tasks"].values():
+            if num_fewshot is not None and task.get_config("num_fewshot") != 0:  # 0 is the task's own, and stays
+                task.set_config("num_fewshot", num_fewshot)
+            task.set_fewshot_seed(SEED)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(SEED)
+        done: Any = evaluate(LiveLM(model, tokenizer, batch_size), loaded, limit=limit, log_samples=False)
     return {
         name: {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
         for name, figures in done["results"].items()
