@@ -116,9 +116,9 @@ def interval(values: Sequence[float], weights: Sequence[float] | None = None) ->
     from scipy.stats import bootstrap
 
     weights = [1.0] * len(values) if weights is None else weights
-    ratios = [value / weight for value, weight in zip(values, weights, strict=True)]
-    if len(set(ratios)) < 2:
-        return (ratios[0], ratios[0])
+    ratios = np.divide(values, weights)
+    if np.ptp(ratios) <= 1e-12 * np.abs(ratios).max():  # all alike
+        return (float(ratios[0]), float(ratios[0]))
 
     def ratio(x: Any, w: Any, axis: int = -1) -> Any:
         return np.sum(x, axis=axis) / np.sum(w, axis=axis)

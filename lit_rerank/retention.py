@@ -273,14 +273,15 @@ def lm_eval_tasks(
 
 
 def _question_tasks(questions: Sequence[Question], examples: Sequence[Question]) -> list[ConfigurableTask]:
-    """Both forms of each subject, a task each: lm-eval takes a task's examples from one list."""
+    """Both forms, a task each; with examples, of each subject: lm-eval takes a task's examples from one list."""
     known = {example.id for example in examples}
     for question in questions:
         if question.id in known:
             raise UserError(f"a question of {question.subject} is among the examples: {question.question!r}")
     by_subject: dict[str, list[dict[str, Any]]] = {}
     for i, question in enumerate(questions):
-        by_subject.setdefault(question.subject, []).append(question.as_dict() | {"number": i})
+        subject = question.subject if examples else ""
+        by_subject.setdefault(subject, []).append(question.as_dict() | {"number": i})
     tasks = []
     for subject, documents in by_subject.items():
         shown = [example.as_dict() for example in examples if example.subject == subject]

@@ -150,11 +150,9 @@ class RetentionCallback(L.Callback):
         assert self.start is not None
         self.differences = paired(self.start, self._measure(trainer, module))
         figures = {}
-        for measure_, found in self.differences.items():
-            figures[measure_] = found["after"]
-            figures |= {
-                f"{measure_}.{n}": found[k] for n, k in (("change", "difference"), ("low", "low"), ("high", "high"))
-            }
+        for name, found in self.differences.items():
+            change = {"": "after", ".change": "difference", ".low": "low", ".high": "high"}
+            figures |= {f"{name}{ending}": found[key] for ending, key in change.items()}
         dropped = beyond(self.differences, self.max_drop.named)
         self._log(trainer, figures | {"dropped": float(len(dropped))})
         return dropped

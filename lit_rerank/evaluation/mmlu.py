@@ -60,9 +60,9 @@ def answer_mmlu(
         raise UserError("tasks are lm-eval's own business: with them go --fewshot NUMBER, --limit and --include_path")
     if include_path and not tasks:
         raise UserError("include_path is for --tasks")
+    make_way(metrics)
     kept = details or str(Path(metrics).with_suffix(".details.jsonl"))
-    for path in (metrics, kept):
-        make_way(path)
+    make_way(kept)
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
