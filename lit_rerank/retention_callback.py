@@ -149,7 +149,7 @@ class RetentionCallback(L.Callback):
         """Which measures have dropped; all are logged."""
         assert self.start is not None
         self.differences = paired(self.start, self._measure(trainer, module))
-        figures = {}
+        figures: dict[str, float] = {}
         for name, found in self.differences.items():
             change = {"": "after", ".change": "difference", ".low": "low", ".high": "high"}
             figures |= {f"{name}{ending}": found[key] for ending, key in change.items()}

@@ -22,13 +22,14 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from scipy.stats import binom
 
-from lit_rerank.backbone import load_model, load_tokenizer
+from lit_rerank.backbone import BackboneSettings, load_backbone, load_model, load_tokenizer, trainable_parameters
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import Document, shipped_documents
 from lit_rerank.live_lm import LiveLM
 from lit_rerank.questions import Question, QuestionsSource, shipped_questions, spread
 from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, Retention, lm_eval_tasks, measure, mmlu_smoke
+from tests.references import randomise
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"
@@ -279,6 +280,24 @@ def test_nothing_of_model_tokenizer_or_random_state_changes(tiny_model: Path, lo
         assert torch.equal(parameter, weights[name][2])
         assert parameter.grad is None
     assert not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+def test_four_bit_layers_have_the_gradients_that_they_had(tiny_model: Path) -> None:
+    """After a forward in eval mode bitsandbytes' layers would repack themselves on some processors."""
+    model: Any = load_backbone(BackboneSettings(str(tiny_model), load_in_4bit=True))
+    randomise(model, seed=1)
+    tokenizer = load_tokenizer(str(tiny_model))
+    ids = tokenizer("How long do fleas live? A hundred days.", return_tensors="pt").input_ids
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return [parameter.grad.clone() for parameter in trainable_parameters(model).values()]
+
+    before = gradients()
+    measure(model, tokenizer, shipped_questions()[:2], [Document("Fleas live.")])
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), before, strict=True))
+    assert any(gradient.any() for gradient in before)
 
 
 def test_modes_are_restored_after_an_error_too(tiny_model: Path) -> None:
