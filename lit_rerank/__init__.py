@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_rerank.modules import DPOModule, SFTModule
     from lit_rerank.reranker import Reranker
+    from lit_rerank.retention_callback import RetentionCallback
 
 __version__ = "0.1.0"
-__all__ = ["DPOModule", "Reranker", "SFTModule"]
+__all__ = ["DPOModule", "Reranker", "RetentionCallback", "SFTModule"]
 
-_HOMES = {"DPOModule": "modules", "SFTModule": "modules", "Reranker": "reranker"}
+_HOMES = {
+    "DPOModule": "modules",
+    "SFTModule": "modules",
+    "Reranker": "reranker",
+    "RetentionCallback": "retention_callback",
+}
 
 
 def __getattr__(name: str) -> Any:

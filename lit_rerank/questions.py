@@ -1,20 +1,26 @@
 """MMLU's multiple-choice questions (Hendrycks et al. 2021): those that lm-eval ships, or a file of them."""
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from data_modules.sources.base import OnError, Row, Source, existing_file, field, is_list, is_text, is_whole, text
 from lit_rerank.errors import UserError
 
+Item = TypeVar("Item")
+
 LETTERS = "ABCD"
-SHIPPED = 281
+SHIPPED, HUB = "shipped", "hub"
+
+_COUNT = 281
 
 _SHIPPED_IN = Path("tasks", "mmlu", "flan_cot_fewshot")
 _QUESTION = re.compile(
@@ -39,6 +45,13 @@ class Question:
             raise UserError(f"a question has {len(LETTERS)} choices, not {len(self.choices)}")
         if not 0 <= self.answer < len(LETTERS):
             raise UserError(f"the answer is the number of a choice, 0 to {len(LETTERS) - 1}, not {self.answer}")
+        if not all(choice.strip() for choice in self.choices):
+            raise UserError("a choice is empty")
+
+    @property
+    def id(self) -> str:
+        """Tells this question from all others."""
+        return hashlib.blake2b(json.dumps(self.as_dict()).encode(), digest_size=8).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, the choices as a list."""
@@ -67,17 +80,87 @@ def shipped_questions() -> list[Question]:
     Raises:
         UserError: if the installed lm-eval holds others; figures would not be comparable.
     """
-    package = find_spec("lm_eval")
-    if package is None or package.origin is None:
-        raise UserError("lm-eval is not installed: pip install lm-eval")
-    folder = Path(package.origin).parent / _SHIPPED_IN
+    folder = _shipped_in()
     questions = questions_of_tasks(folder)
-    if len(questions) != SHIPPED:
+    if len(questions) != _COUNT:
         raise UserError(
-            f"lm-eval {version('lm-eval')} ships {len(questions)} questions instead of {SHIPPED} in {folder}: install "
+            f"lm-eval {version('lm-eval')} ships {len(questions)} questions instead of {_COUNT} in {folder}: install "
             "the version that constraints.txt names, or name a file of questions"
         )
     return questions
+
+
+def shipped_explanations() -> list[tuple[str, str]]:
+    """(subject, why an answer is right) of each of the examples of reasoning, sorted by subject."""
+    return [
+        (subject, target)
+        for path in sorted(_shipped_in().glob("mmlu_*.yaml"))
+        for subject, samples in [_samples(path)]
+        for _, target in samples
+    ]
+
+
+def hub_questions(split: str) -> list[Question]:
+    """MMLU itself (`cais/mmlu`) from the Hugging Face hub: the 14,042 questions of `test`, or the 285 of `dev`.
+
+    Raises:
+        UserError: if it is neither in the cache nor to be had.
+    """
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset("cais/mmlu", "all", split=split)
+    except Exception as error:  # each layer of a download has errors of its own
+        raise UserError(f"cannot load cais/mmlu from the Hugging Face hub: {' '.join(str(error).split())}") from error
+    return [_from_row(dict(row)) for row in rows]
+
+
+def spread(questions: Sequence[Item], limit: int | None) -> list[Item]:
+    """`limit` of the questions at even distances (files are sorted by subject)."""
+    if limit is None or limit > len(questions):
+        return list(questions)
+    if limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1")
+    return [questions[i * len(questions) // limit] for i in range(limit)]
+
+
+def open_questions(
+    named: str, fewshot: int | str | None = None, limit: int | None = None
+) -> tuple[list[Question], list[Question]]:
+    """What is asked, and the answered examples that stand before it.
+
+    Args:
+        named: a file, `hub` or `shipped`.
+        fewshot: a file of examples, or how many of each subject's dev questions (of the hub, or those shipped).
+        limit: only so many questions, spread evenly over all.
+    """
+    files = {HUB: lambda: hub_questions("test"), SHIPPED: shipped_questions}
+    asked = files.get(named, lambda: _of_file(named))()
+    if isinstance(fewshot, str):
+        examples = _of_file(fewshot)
+    elif fewshot and named == SHIPPED:
+        raise UserError("the shipped questions are the examples: name other questions, or a file of examples")
+    else:
+        dev = [] if not fewshot else hub_questions("dev") if named == HUB else shipped_questions()
+        examples = first_of_each_subject(dev, fewshot or 0)
+    return spread(asked, limit), examples
+
+
+def _of_file(path: str) -> list[Question]:
+    questions = list(QuestionsSource(path))
+    if not questions:
+        raise UserError(f"{path} holds no question")
+    return questions
+
+
+def first_of_each_subject(questions: Sequence[Question], count: int) -> list[Question]:
+    """At most so many of each subject."""
+    if count < 0:
+        raise UserError(f"fewshot is {count}; it must be 0 or more")
+    by_subject: dict[str, list[Question]] = {}
+    for question in questions:
+        by_subject.setdefault(question.subject, []).append(question)
+    return [question for own in by_subject.values() for question in own[:count]]
 
 
 def questions_of_tasks(folder: Path) -> list[Question]:
@@ -85,13 +168,25 @@ def questions_of_tasks(folder: Path) -> list[Question]:
     return [question for path in sorted(folder.glob("mmlu_*.yaml")) for question in _of_task(path)]
 
 
-def _of_task(path: Path) -> Iterator[Question]:
+def _shipped_in() -> Path:
+    package = find_spec("lm_eval")
+    if package is None or package.origin is None:
+        raise UserError("lm-eval is not installed: pip install lm-eval")
+    return Path(package.origin).parent / _SHIPPED_IN
+
+
+def _samples(path: Path) -> tuple[str, list[tuple[str, str]]]:
+    """Subject, and (question, target) of each few-shot example of a task file."""
     try:
         task = yaml.safe_load(path.read_text(encoding="utf-8"))
-        subject, samples = task["dataset_name"], task["fewshot_config"]["samples"]
-        texts = [(text(sample, "question"), text(sample, "target")) for sample in samples]
+        samples = task["fewshot_config"]["samples"]
+        return task["dataset_name"], [(text(sample, "question"), text(sample, "target")) for sample in samples]
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a task file with few-shot examples as in lm-eval 0.4.13: {error!r}") from error
+
+
+def _of_task(path: Path) -> Iterator[Question]:
+    subject, texts = _samples(path)
     for number, (asked, target) in enumerate(texts, start=1):
         question = _QUESTION.fullmatch(asked)
         answer = _ANSWER.match(target)

@@ -1,31 +1,39 @@
-"""Forgetting: accuracy on MMLU's questions, scored by lm-eval on a model that is loaded already."""
+"""Retention: what a model still knows, measured by lm-eval on the model that is loaded.
 
-import copy
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import SimpleNamespace
+One pass of lm-eval asks each of MMLU's questions in two forms and reads general text:
+
+- *letters*: the choices stand in the prompt, the model names one (MMLU as it is mostly reported). Small models guess.
+- *cloze*: the choices do not stand there, the text of each is scored as what follows "Answer:" (lm-eval's
+  `mmlu_continuation`, by `acc_norm`: log-likelihood over the number of characters). Small models know something here.
+- bits per byte of documents, each read from its beginning.
+
+The unit is the question, or the document. How two measurements differ is `lit_rerank.paired`'s business.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
+import numpy as np
 import torch
 from datasets import Dataset
-from lm_eval.api import task as lm_eval_task
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 
+from data_modules.sources.base import parse_object, read_lines
 from lit_rerank.errors import UserError
-from lit_rerank.questions import LETTERS, Question, shipped_questions
-from lit_rerank.rng import rng_state, set_rng_state
-from lit_rerank.scoring import head_input
+from lit_rerank.general_text import Document
+from lit_rerank.live_lm import LiveLM, Progress, undisturbed
+from lit_rerank.paired import above_chance
+from lit_rerank.questions import LETTERS, Question, shipped_questions, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Progress = Callable[[int], None]
-
-# As lm-eval's own MMLU without examples: the letter with the highest log-probability after "Answer:" is the answer.
 LETTER_TASK: dict[str, Any] = {
     "task": "mmlu_letters",
     "test_split": "test",
@@ -41,154 +49,283 @@ LETTER_TASK: dict[str, Any] = {
     "doc_to_target": "answer",
     "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
 }
+CLOZE_TASK: dict[str, Any] = {
+    "task": "mmlu_cloze",
+    "test_split": "test",
+    "num_fewshot": 0,
+    "output_type": "multiple_choice",
+    "description": "The following are questions (with answers) about {{subject.replace('_', ' ')}}.\n\n",
+    "doc_to_text": "Question: {{question.strip()}}\nAnswer:",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+}
+TEXT_TASK: dict[str, Any] = {
+    "task": "general_text",
+    "test_split": "test",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "text",
+    "metric_list": [{"metric": "bits_per_byte"}],
+}
+
+SEED = 1234  # lm-eval's own
+_LN2 = 0.6931471805599453
+_BYTE = 8 * _LN2  # nats that a byte costs whoever knows nothing
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, answered.
+
+    Attributes:
+        id, subject: the question's.
+        letters, cloze: log-likelihood of each choice, in nats; of the cloze form, per character of the choice.
+        answer: the right one (0 to 3).
+        chance: what `cloze[answer]` would be if all bytes were equally likely.
+    """
+
+    id: str
+    subject: str
+    letters: tuple[float, ...]
+    cloze: tuple[float, ...]
+    answer: int
+    chance: float
+
+    @property
+    def acc(self) -> float:
+        return float(self.letters.index(max(self.letters)) == self.answer)
+
+    @property
+    def acc_cloze(self) -> float:
+        return float(self.cloze.index(max(self.cloze)) == self.answer)
+
+    @property
+    def answer_logprob(self) -> float:
+        return self.cloze[self.answer]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A document, read: `bits` is minus its log-likelihood to the base 2."""
+
+    id: str
+    bits: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A measurement: every question and every document.
+
+    Attributes:
+        truncated: prompts that lost their beginning, for with it they exceed the model's context.
+    """
+
+    questions: tuple[Answered, ...]
+    documents: tuple[Read, ...] = ()
+    truncated: int = 0
+
+    def figures(self) -> dict[str, Any]:
+        """What is reported.
+
+        `acc` and `acc_cloze` (0 to 1) with standard error and the p-value of one-sided binomial tests against
+        guessing (1/4), `answer_logprob` (mean over questions of the right answer's log-likelihood, nats per
+        character), `bits_per_byte` (of all documents together), and how many of each.
+        """
+        figures: dict[str, Any] = {}
+        if self.questions:
+            for name in ("acc", "acc_cloze"):
+                values = [getattr(question, name) for question in self.questions]
+                figures[name] = fmean(values)
+                figures[f"{name}_stderr"] = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+                figures[f"{name}_p_chance"] = above_chance(name, self)
+            figures["answer_logprob"] = fmean(question.answer_logprob for question in self.questions)
+            figures["n"] = len(self.questions)
+            figures["subjects"] = len({question.subject for question in self.questions})
+        if self.documents:
+            figures["bits_per_byte"] = sum(d.bits for d in self.documents) / sum(d.bytes for d in self.documents)
+            figures["documents"] = len(self.documents)
+        return figures | {"truncated": self.truncated}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every question and document, as JSON holds it."""
+        asked = [vars(q) | {n: getattr(q, n) for n in ("acc", "acc_cloze", "answer_logprob")} for q in self.questions]
+        return [*asked, *map(vars, self.documents), {"truncated": self.truncated}]
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON object a line."""
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in self.rows()))
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Retention":
+        """The measurement that `rows` has told of."""
+        return cls(
+            tuple(
+                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"], r["chance"])
+                for r in rows
+                if "answer" in r
+            ),
+            tuple(Read(r["id"], r["bits"], r["bytes"]) for r in rows if "bits" in r),
+            sum(r["truncated"] for r in rows if "truncated" in r),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Retention":
+        """What `save` has written.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        try:
+            return cls.of_rows([parse_object(line) for _, line in read_lines(Path(path))])
+        except (KeyError, TypeError, UserError) as error:
+            raise UserError(f"{path} holds no measurement of retention: {error}") from error
+
+
+def measure(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[Question],
+    text: Sequence[Document] = (),
+    examples: Sequence[Question] = (),
+    batch_size: int = 4,
+    progress: Progress = lambda count: None,
+) -> Retention:
+    """What the model knows, as it now is: with the adapters that are on, at the strength that they have.
+
+    The same weights give the same figures. The model's mode and the state of the random generators are afterwards as
+    before.
+
+    Args:
+        model: loaded, where it shall compute.
+        tokenizer: the model's.
+        questions: what is asked.
+        text: what is read.
+        examples: answered questions; those of a question's subject stand before it, in this order.
+        batch_size: prompts read at a time; on a CPU, few are fast.
+        progress: told how many prompts (two a question) and documents have been read since the last time.
+    """
+    if not (questions or text):
+        raise UserError("there is no question")
+    with undisturbed(model):
+        lm = LiveLM(model, tokenizer, batch_size, progress)
+        # What lm-eval builds dies before the random state is restored: that, too, draws numbers.
+        answers = _answers(lm, [*_question_tasks(questions, examples), *_text_task(text)])
+        return Retention(
+            tuple(_answered(i, q, answers) for i, q in enumerate(questions)),
+            tuple(
+                Read(document.id, -answers["general_text", i][0] / _LN2, document.bytes)
+                for i, document in enumerate(text)
+            ),
+            lm.truncated,
+        )
 
 
 def mmlu_smoke(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int = 4, limit: int | None = None
 ) -> dict[str, Any]:
-    """`mmlu` on the 281 dev questions that lm-eval ships: a smoke test that needs no download, not MMLU's figure."""
-    return mmlu(model, tokenizer, spread(shipped_questions(), limit), batch_size)
+    """Figures of the 281 dev questions that lm-eval ships: a smoke test that needs no download, not MMLU's figure."""
+    return measure(model, tokenizer, spread(shipped_questions(), limit), batch_size=batch_size).figures()
 
 
-def mmlu(
+def lm_eval_tasks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    questions: Sequence[Question],
+    names: Sequence[str],
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    include_path: str | None = None,
     batch_size: int = 4,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """How many questions the model, with the adapters that are on, answers rightly.
-
-    The model's mode and the state of the random generators are afterwards as before.
+) -> dict[str, dict[str, float]]:
+    """Any of lm-eval's tasks and groups by name (`mmlu`, `hellaswag`, ...), as lm-eval reports them: {task: figures}.
 
     Args:
-        model: loaded, where it shall compute.
-        tokenizer: the model's.
-        questions: what is asked, without examples.
-        batch_size: questions read at a time; on a CPU, small ones are fast (less padding).
-        progress: told how many questions have been answered since the last time.
+        num_fewshot: examples before each question; by default as the task says.
+        limit: only the first so many documents of each task.
+        include_path: a folder with task files of your own.
 
-    Returns:
-        `acc` (0 to 1) and its standard error `acc_stderr` (None for a single question), `n` questions of `subjects`
-        subjects, `truncated` prompts (they lost their beginning: they exceed the model's context).
+    Raises:
+        UserError: if there is no such task, or its data cannot be had.
     """
-    if not questions:
-        raise UserError("there is no question")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    with _undisturbed(model), _quiet():
-        lm = LiveLM(model, tokenizer, batch_size, progress)
-        figures = _scored(lm, questions)
-    stderr = figures["acc_stderr,none"]
+    from lm_eval.tasks import TaskManager
+
+    with undisturbed(model):
+        manager = TaskManager(include_path=include_path)
+        unknown = [name for name in names if name not in manager.all_tasks]
+        if unknown:
+            raise UserError(f"lm-eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists them")
+        try:
+            loaded = manager.load(list(names))
+        except Exception as error:  # each layer of a download has errors of its own
+            raise UserError(f"cannot load the data of {', '.join(names)}: {' '.join(str(error).split())}") from error
+        for task in loaded["tasks"].values():
+            if num_fewshot is not None and task.get_config("num_fewshot") != 0:  # 0 is the task's own, and stays
+                task.set_config("num_fewshot", num_fewshot)
+            task.set_fewshot_seed(SEED)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(SEED)
+        done: Any = evaluate(LiveLM(model, tokenizer, batch_size), loaded, limit=limit, log_samples=False)
     return {
-        "acc": float(figures["acc,none"]),
-        "acc_stderr": float(stderr) if len(questions) > 1 else None,
-        "n": len(questions),
-        "subjects": len({question.subject for question in questions}),
-        "truncated": lm.truncated,
+        name: {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+        for name, figures in done["results"].items()
     }
 
 
-def _scored(lm: HFLM, questions: Sequence[Question]) -> dict[str, Any]:
-    """lm-eval's figures. What it builds dies here, before the random state is restored: that, too, draws numbers."""
-    config = LETTER_TASK | {"custom_dataset": lambda: {"test": Dataset.from_list([q.as_dict() for q in questions])}}
-    task = lm_eval_task.ConfigurableTask(config=config)
-    results: Any = evaluate(lm, {"tasks": {task.task_name: task}}, log_samples=False)
-    return dict(results["results"][task.task_name])
+def _question_tasks(questions: Sequence[Question], examples: Sequence[Question]) -> list[ConfigurableTask]:
+    """Both forms, a task each; with examples, of each subject: lm-eval takes a task's examples from one list."""
+    known = {example.id for example in examples}
+    for question in questions:
+        if question.id in known:
+            raise UserError(f"a question of {question.subject} is among the examples: {question.question!r}")
+    by_subject: dict[str, list[dict[str, Any]]] = {}
+    for i, question in enumerate(questions):
+        subject = question.subject if examples else ""
+        by_subject.setdefault(subject, []).append(question.as_dict() | {"number": i})
+    tasks = []
+    for subject, documents in by_subject.items():
+        shown = [example.as_dict() for example in examples if example.subject == subject]
+        if examples and not shown:
+            raise UserError(f"there is no example for the subject {subject}")
+        splits = {"test": Dataset.from_list(documents)} | ({"dev": Dataset.from_list(shown)} if shown else {})
+        of_examples = {
+            "num_fewshot": len(shown),
+            "fewshot_split": "dev",
+            "fewshot_config": {"sampler": "first_n"},
+        }
+        for form in (LETTER_TASK, CLOZE_TASK):
+            own = {"task": f"{form['task']}:{subject}", "custom_dataset": lambda splits=splits: splits}
+            tasks.append(ConfigurableTask(config=form | own | (of_examples if shown else {})))
+    return tasks
 
 
-class LiveLM(HFLM):
-    """lm-eval's way to a Hugging Face model, for one that is in use.
-
-    It computes logits only where the continuations are: in the last positions.
-
-    Attributes:
-        truncated: prompts that exceeded the model's context.
-    """
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        batch_size: int,
-        progress: Progress | None = None,
-    ) -> None:
-        # HFLM may not touch the model and the tokenizer: it would tie the weights of an adapted head to the
-        # embeddings again, which fails, and give the tokenizer a token for padding.
-        seen: Any = SimpleNamespace(config=model.config, device=model.device)
-        super().__init__(
-            pretrained=seen, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
-        )
-        self.truncated = 0
-        self._live = model
-        self._progress = progress
-        self._longest_continuation = 1
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As in HFLM, without its progress bars."""
-        return super().loglikelihood(requests, disable_tqdm=True)
-
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        self._longest_continuation = max(len(continuation) for _, _, continuation in requests)
-        self.truncated = len(
-            {
-                context
-                for (context, _), ids, continuation in requests
-                if len(ids) + len(continuation) > self.max_length + 1
-            }
-        )
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-
-    @torch.no_grad()
-    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits of the last positions of right-padded `inps`: (rows, positions, vocabulary).
-
-        HFLM counts positions from the end (there may be more of them than tokens, as after prompt tuning).
-        """
-        padding = int((inps != 0).flip(-1).int().argmax(-1).max())  # HFLM pads with 0
-        kept = padding + self._longest_continuation
-
-        # Cloned: on a view, a bfloat16 head on the CPU takes twenty times as long.
-        with head_input(self._live, lambda hidden: hidden[:, -kept:].clone(memory_format=torch.contiguous_format)):
-            logits: Tensor = self._live(input_ids=inps, use_cache=False).logits
-        if self._progress is not None:
-            self._progress(len(inps))
-        return logits
+def _text_task(text: Sequence[Document]) -> list[ConfigurableTask]:
+    rows = [{"text": document.text, "number": i} for i, document in enumerate(text)]
+    if not rows:
+        return []
+    return [ConfigurableTask(config=TEXT_TASK | {"custom_dataset": lambda: {"test": Dataset.from_list(rows)}})]
 
 
-def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """`limit` of the questions at even distances (files are sorted by subject)."""
-    if limit is None or limit > len(questions):
-        return list(questions)
-    if limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1")
-    return [questions[i * len(questions) // limit] for i in range(limit)]
+def _answers(lm: LiveLM, tasks: Sequence[ConfigurableTask]) -> dict[tuple[str, int], list[float]]:
+    """Log-likelihoods of what each task asks of each item, in nats: {(kind of task, number): one for each choice}."""
+    done: Any = evaluate(lm, {"tasks": {task.task_name: task for task in tasks}}, bootstrap_iters=0)
+    answers = {}
+    for name, samples in done["samples"].items():
+        for sample in samples:
+            responses = sample["filtered_resps"]
+            values = [float(r[0]) if isinstance(r, tuple | list) else float(r) for r in responses]
+            answers[name.split(":")[0], sample["doc"]["number"]] = values
+    return answers
 
 
-@contextmanager
-def _undisturbed(model: "PreTrainedModel") -> Iterator[None]:
-    """The model in eval mode; afterwards each layer's mode and all random generators are as before."""
-    training = {layer: layer.training for layer in model.modules()}
-    state = rng_state()
-    model.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in training.items():
-            layer.training = mode
-        set_rng_state(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back lm-eval's advice to its developers and its bar for the building of prompts."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with patch.object(lm_eval_task, "tqdm", lambda documents, **_: documents):
-            yield
-    finally:
-        logger.setLevel(level)
+def _answered(number: int, question: Question, answers: Mapping[tuple[str, int], Sequence[float]]) -> Answered:
+    lengths = [len(choice) for choice in question.choices]
+    right = question.choices[question.answer]
+    return Answered(
+        question.id,
+        question.subject,
+        tuple(answers["mmlu_letters", number]),
+        tuple(logp / n for logp, n in zip(answers["mmlu_cloze", number], lengths, strict=True)),
+        question.answer,
+        -_BYTE * len(f" {right}".encode()) / len(right),
+    )

@@ -22,14 +22,16 @@ COMPILED_LENGTH = 256  # compiled layers meet rows of multiples of so many token
 def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     """Log-probabilities, in nats and float32 (float64 of such a model), of all the tokens asked for: (questions,).
 
-    One forward over the packed row. Logits are the memory of training: the model's head sees only the places that are
-    asked about.
-
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
-    logits, place = _read(model, packed)
-    return logits[place, packed.token] - logits.logsumexp(-1)[place]
+    logits, place = place_logits(model, packed)
+    return logps_of(logits, place, packed.token)
+
+
+def logps_of(logits: Tensor, place: Tensor, token: Tensor) -> Tensor:
+    """Log-probabilities of tokens (questions,), each by the row of logits (places, vocabulary) that `place` names."""
+    return logits[place, token] - logits.logsumexp(-1)[place]
 
 
 def token_logits(model: "PreTrainedModel", packed: Packed) -> Tensor:
@@ -39,12 +41,16 @@ def token_logits(model: "PreTrainedModel", packed: Packed) -> Tensor:
     """
     tokens, column = packed.token.unique(return_inverse=True)
     with _head_columns(model, tokens) as narrowed:
-        logits, place = _read(model, packed)
+        logits, place = place_logits(model, packed)
     return logits[place, column if narrowed else packed.token]
 
 
-def _read(model: "PreTrainedModel", packed: Packed) -> tuple[Tensor, Tensor]:
-    """Logits (places, vocabulary) of the places that are asked about, and which of these each question has."""
+def place_logits(model: "PreTrainedModel", packed: Packed) -> tuple[Tensor, Tensor]:
+    """Logits where something is asked, (places, vocabulary), at least float32, and each question's row: (questions,).
+
+    One forward over the packed row. Logits are the memory of training: the model's head sees only the places that are
+    asked about.
+    """
     check_packable(model)
     padding = (0, -len(packed) % COMPILED_LENGTH if is_compiled(model) else 0)
     places, place = packed.place.unique(return_inverse=True)

@@ -116,6 +116,7 @@ def test_a_file_of_questions_is_read(shared_data: Path) -> None:
         (lambda row: row.update(choices=["1", "2", "3"]), "has 4 choices, not 3"),
         (lambda row: row.update(choices=["1", "2", "3", 4]), '"choices" must be a list of strings'),
         (lambda row: row.update(choices="1234"), '"choices" must be a list of strings'),
+        (lambda row: row.update(choices=["1", "2", " ", "4"]), "a choice is empty"),
         (lambda row: row.update(question=" "), "the subject or the question is empty"),
         (lambda row: row.update(subject=""), "the subject or the question is empty"),
     ],

@@ -1,7 +1,8 @@
-"""MMLU by lm-eval on the live model: right numbers, one pass a question, and nothing of the model changed."""
+"""Retention by lm-eval on the live model: right numbers, one pass, and nothing of the model changed."""
 
 import json
 import logging
+import math
 import os
 import random
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -19,37 +20,56 @@ import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
+from scipy.stats import binom
 
-from lit_rerank.backbone import load_model, load_tokenizer
+from lit_rerank.backbone import BackboneSettings, load_backbone, load_model, load_tokenizer, trainable_parameters
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
-from lit_rerank.questions import Question, shipped_questions
-from lit_rerank.retention import LETTER_TASK, LiveLM, mmlu, mmlu_smoke, spread
+from lit_rerank.general_text import Document, shipped_documents
+from lit_rerank.live_lm import LiveLM
+from lit_rerank.questions import Question, QuestionsSource, shipped_questions, spread
+from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, Retention, lm_eval_tasks, measure, mmlu_smoke
+from tests.references import randomise
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "models" / "smollm2-135m-instruct"
 LM_EVAL = Path(str((find_spec("lm_eval") or pytest.fail("lm-eval is absent")).origin)).parent
 
 
+def logp(model: Any, tokenizer: Any, prompt: str, continuation: str) -> float:
+    """Of a continuation, the whole text read by itself, in nats."""
+    start = len(tokenizer(prompt).input_ids)
+    ids = tokenizer(prompt + continuation, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logps = model(ids).logits[0].float().log_softmax(-1)
+    return sum(logps[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1]))
+
+
+def letter_prompt(question: Question) -> str:
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", question.choices, strict=True))
+    subject = question.subject.replace("_", " ")
+    head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+    return f"{head}{question.question.strip()}\n{choices}Answer:"
+
+
 def by_hand(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[int]:
-    """The likeliest letter of each question, each letter read by itself, the whole text at a time."""
+    """The likeliest letter of each question."""
     chosen = []
     for question in questions:
-        subject = question.subject.replace("_", " ")
-        prompt = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-        prompt += question.question.strip() + "\n"
-        for letter, choice in zip("ABCD", question.choices, strict=True):
-            prompt += f"{letter}. {choice}\n"
-        prompt += "Answer:"
-        start = len(tokenizer(prompt).input_ids)
-        scores = []
-        for letter in "ABCD":
-            ids = tokenizer(f"{prompt} {letter}", return_tensors="pt").input_ids
-            with torch.no_grad():
-                logps = model(ids).logits[0].float().log_softmax(-1)
-            scores.append(sum(logps[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
+        scores = [logp(model, tokenizer, letter_prompt(question), f" {letter}") for letter in "ABCD"]
         chosen.append(scores.index(max(scores)))
     return chosen
+
+
+def cloze_by_hand(model: Any, tokenizer: Any, question: Question) -> list[float]:
+    """Log-likelihood per character of each choice."""
+    subject = question.subject.replace("_", " ")
+    prompt = f"The following are questions (with answers) about {subject}.\n\nQuestion: {question.question.strip()}\n"
+    return [logp(model, tokenizer, f"{prompt}Answer:", f" {c}") / len(c) for c in question.choices]
+
+
+def mmlu(model: Any, tokenizer: Any, questions: Sequence[Question], *more: Any, **options: Any) -> dict[str, Any]:
+    return measure(model, tokenizer, questions, *more, **options).figures()
 
 
 def accuracy(chosen: Sequence[int], questions: Sequence[Question]) -> float:
@@ -68,24 +88,75 @@ def adapted(directory: Path, **lora: Any) -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_accuracy_is_that_of_a_plain_loop(tiny_model: Path, batch_size: int) -> None:
+def test_figures_are_those_of_a_plain_loop(tiny_model: Path, batch_size: int) -> None:
     model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
-    questions = spread(shipped_questions(), 60)
+    questions, documents = spread(shipped_questions(), 60), shipped_documents()[:3]
     chosen = by_hand(model, tokenizer, questions)
-    figures = mmlu(model, tokenizer, questions, batch_size)
+    cloze = [cloze_by_hand(model, tokenizer, question) for question in questions]
+    figures = mmlu(model, tokenizer, questions, documents, batch_size=batch_size)
     right = [answer == question.answer for answer, question in zip(chosen, questions, strict=True)]
+    named = [scores.index(max(scores)) == q.answer for scores, q in zip(cloze, questions, strict=True)]
+    bits = [-logp(model, tokenizer, "<|im_start|>", d.text) / math.log(2) for d in documents]  # the token that begins
     assert figures == {
         "acc": accuracy(chosen, questions),
         "acc_stderr": pytest.approx(stdev(right) / 60**0.5),
+        "acc_p_chance": pytest.approx(binom.sf(sum(right) - 1, 60, 0.25)),
+        "acc_cloze": sum(named) / 60,
+        "acc_cloze_stderr": pytest.approx(stdev(named) / 60**0.5),
+        "acc_cloze_p_chance": pytest.approx(binom.sf(sum(named) - 1, 60, 0.25)),
+        "answer_logprob": pytest.approx(fmean(s[q.answer] for s, q in zip(cloze, questions, strict=True)), abs=1e-5),
         "n": 60,
         "subjects": 57,
+        "bits_per_byte": pytest.approx(sum(bits) / sum(len(d.text.encode()) for d in documents), abs=1e-5),
+        "documents": 3,
         "truncated": 0,
     }
     # With the model's answers as the key (or all others), nothing can be right by accident.
     key = [Question(q.subject, q.question, q.choices, a) for q, a in zip(questions, chosen, strict=True)]
-    assert mmlu(model, tokenizer, key, batch_size)["acc"] == 1
+    assert mmlu(model, tokenizer, key, batch_size=batch_size)["acc"] == 1
     others = [Question(q.subject, q.question, q.choices, (q.answer + 1) % 4) for q in key]
-    assert mmlu(model, tokenizer, others, batch_size)["acc"] == 0
+    assert mmlu(model, tokenizer, others, batch_size=batch_size)["acc"] == 0
+
+
+def test_examples_stand_before_a_question_as_in_lm_eval(tiny_model: Path, shared_data: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+    dev = [q for q in QuestionsSource(shared_data / "mmlu" / "dev.jsonl.gz") if q.subject in ("anatomy", "virology")]
+    examples = [q for subject in ("virology", "anatomy") for q in [d for d in dev if d.subject == subject][:2]]
+    asked = [q for q in dev if q not in examples]
+    found = measure(model, tokenizer, asked, examples=examples)
+    for question, answered in zip(asked, found.questions, strict=True):
+        head, body = letter_prompt(question).split("\n\n", 1)
+        shown = [e for e in examples if e.subject == question.subject]
+        worked = "".join(f"{letter_prompt(e).split(chr(10) * 2, 1)[1]} {'ABCD'[e.answer]}\n\n" for e in shown)
+        scores = [logp(model, tokenizer, f"{head}\n\n{worked}{body}", f" {letter}") for letter in "ABCD"]
+        assert answered.letters == pytest.approx(scores, abs=1e-4)
+        head = head.replace("multiple choice ", "")
+        worked = "".join(f"Question: {e.question.strip()}\nAnswer: {e.choices[e.answer]}\n\n" for e in shown)
+        prompt = f"{head}\n\n{worked}Question: {question.question.strip()}\nAnswer:"
+        cloze = [logp(model, tokenizer, prompt, f" {c}") / len(c) for c in question.choices]
+        assert answered.cloze == pytest.approx(cloze, abs=1e-4)
+
+
+def test_examples_must_be_others_and_of_the_subject(tiny_model: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    one, *_, other = shipped_questions()
+    with pytest.raises(UserError, match=f"a question of {one.subject} is among the examples"):
+        measure(model, tokenizer, [one], examples=[one])
+    with pytest.raises(UserError, match=f"there is no example for the subject {other.subject}"):
+        measure(model, tokenizer, [other], examples=[one])
+
+
+def test_a_measurement_is_kept_in_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    found = measure(model, tokenizer, shipped_questions()[:3], [Document("Fleas live."), Document("Paris: où?")])
+    assert (
+        measure(model, tokenizer, shipped_questions()[:3], [Document("Fleas live."), Document("Paris: où?")]) == found
+    )
+    found.save(tmp_path / "items.jsonl")
+    assert Retention.load(tmp_path / "items.jsonl") == found
+    (tmp_path / "items.jsonl").write_text('{"answer": 3}\n')
+    with pytest.raises(UserError, match="holds no measurement of retention"):
+        Retention.load(tmp_path / "items.jsonl")
 
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="models/smollm2-135m-instruct is absent: run `make model`")
@@ -99,48 +170,67 @@ def test_accuracy_of_a_real_model_is_that_of_a_plain_loop() -> None:
 
 
 def test_log_probabilities_are_those_of_lm_eval_itself(tiny_model: Path) -> None:
-    """HFLM as it is, and here, where logits are computed only at the end: also for continuations of several tokens."""
+    """HFLM as it is, and here, where a context is read once with all its continuations, and texts by themselves."""
     model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
-    texts = [("How long do fleas live?", " A hundred days."), ("Fleas", " live"), ("Fleas " * 30, "!"), ("", "Paris")]
+    model.config.max_position_embeddings = 600
+    question = "How long do fleas live?"
+    texts = [
+        *(
+            (question, end)
+            for end in (" A hundred days.", " A hundred years, or", " A", " days " * 150, " days " * 170)
+        ),
+        *(("Fleas", " live"), ("Fleas " * 30, "!"), ("", "Paris"), ("Fleas " * 700, " live")),
+    ]
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3)
+    ours = LiveLM(model, tokenizer, batch_size=3)
+    # What is likeliest at each step, so that there is something for which that holds.
+    written = model.generate(tokenizer(question, return_tensors="pt").input_ids, max_new_tokens=3, do_sample=False)
+    texts.append((question, tokenizer.decode(written[0])[len(question) :]))
     requests = [_Request(text) for text in texts]
-    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3).loglikelihood(requests, disable_tqdm=True)
-    ours = LiveLM(model, tokenizer, batch_size=3).loglikelihood(requests)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in plain]
-    assert [logp for logp, _ in ours] == pytest.approx([logp for logp, _ in plain], abs=1e-4)
+    expected, found = plain.loglikelihood(requests, disable_tqdm=True), ours.loglikelihood(requests)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
+    assert ours.truncated == 1
+    rolling = [_Request((text,)) for text in ("Fleas live.", "Fleas live for days. " * 90, "Paris")]
+    expected = plain.loglikelihood_rolling(rolling, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(expected, rel=1e-5)
 
 
 class _Request:
-    def __init__(self, args: tuple[str, str]) -> None:
+    def __init__(self, args: tuple[str, ...]) -> None:
         self.args, self.task_name = args, None
 
 
 @pytest.mark.parametrize("subject", ["abstract_algebra", "high_school_us_history"])
-def test_prompts_are_those_of_lm_evals_mmlu(subject: str) -> None:
-    folder = LM_EVAL / "tasks" / "mmlu" / "default"
-    theirs = yaml.safe_load((folder / "_default_template_yaml").read_text())
-    for name in ("output_type", "doc_to_text", "doc_to_choice", "doc_to_target", "metric_list"):
-        assert LETTER_TASK[name] == theirs[name]
+@pytest.mark.parametrize(("form", "kind"), [(LETTER_TASK, "default"), (CLOZE_TASK, "continuation")])
+def test_prompts_are_those_of_lm_evals_mmlu(subject: str, form: dict[str, Any], kind: str) -> None:
+    folder = LM_EVAL / "tasks" / "mmlu" / kind
+    theirs = yaml.safe_load((folder / f"_{kind}_template_yaml").read_text())
+    for name in ("output_type", "doc_to_text", "doc_to_choice", "doc_to_target"):
+        assert form[name] == theirs[name]
     description = yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text())["description"]
     document = Question(subject, " Why?\n", ("1", "2", "3", "4"), 1).as_dict()
-    task = ConfigurableTask(config=LETTER_TASK | {"custom_dataset": lambda: {"test": _Documents([document])}})
+    task = ConfigurableTask(config=form | {"custom_dataset": lambda: {"test": _Documents([document])}})
     prompt = task.fewshot_context(document, num_fewshot=0)
-    assert prompt == f"{description}Why?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    asked = {"default": "Why?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:", "continuation": "Question: Why?\nAnswer:"}
+    assert prompt == description + asked[kind]
 
 
 class _Documents(list[dict[str, Any]]):
     features = dict.fromkeys(["subject", "question", "choices", "answer"])
 
 
-def test_each_question_is_read_once_and_logits_only_at_its_end(tiny_model: Path) -> None:
+def test_each_prompt_is_read_once_and_logits_only_where_something_is_asked(tiny_model: Path) -> None:
     model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
-    rows, positions = [], []
-    model.register_forward_hook(lambda *call: rows.append(len(call[-1].logits)))
-    model.register_forward_hook(lambda *call: positions.append(call[-1].logits.shape[1]))
-    answered: list[int] = []
-    mmlu(model, tokenizer, spread(shipped_questions(), 10), batch_size=1, progress=answered.append)
-    assert rows == answered == [1] * 10
-    continuation = len(tokenizer(" A").input_ids)
-    assert positions == [continuation] * 10
+    forwards, places = [], []
+    model.register_forward_hook(lambda *call: forwards.append(len(call[-1].logits)))
+    model.register_forward_hook(lambda *call: places.append(call[-1].logits.shape[1]))
+    read: list[int] = []
+    questions = spread(shipped_questions(), 10)
+    measure(model, tokenizer, questions, [Document("Fleas live.")], batch_size=1, progress=read.append)
+    assert forwards == read == [1] * 21
+    lengths = [[len(tokenizer(f" {choice}").input_ids) for choice in q.choices] for q in questions]
+    assert sum(places) <= sum(map(sum, lengths)) + 10 * len(tokenizer(" A").input_ids) * 4 + 20
 
 
 def test_the_smoke_test_asks_all_that_lm_eval_ships(tiny_model: Path) -> None:
@@ -192,6 +282,24 @@ def test_nothing_of_model_tokenizer_or_random_state_changes(tiny_model: Path, lo
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 
+def test_four_bit_layers_have_the_gradients_that_they_had(tiny_model: Path) -> None:
+    """After a forward in eval mode bitsandbytes' layers would repack themselves on some processors."""
+    model: Any = load_backbone(BackboneSettings(str(tiny_model), load_in_4bit=True))
+    randomise(model, seed=1)
+    tokenizer = load_tokenizer(str(tiny_model))
+    ids = tokenizer("How long do fleas live? A hundred days.", return_tensors="pt").input_ids
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return [parameter.grad.clone() for parameter in trainable_parameters(model).values()]
+
+    before = gradients()
+    measure(model, tokenizer, shipped_questions()[:2], [Document("Fleas live.")])
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), before, strict=True))
+    assert any(gradient.any() for gradient in before)
+
+
 def test_modes_are_restored_after_an_error_too(tiny_model: Path) -> None:
     model, tokenizer = load_model(str(tiny_model)).train(), load_tokenizer(str(tiny_model))
 
@@ -200,7 +308,7 @@ def test_modes_are_restored_after_an_error_too(tiny_model: Path) -> None:
 
     level = logging.getLogger("lm_eval").level
     with pytest.raises(KeyboardInterrupt):
-        mmlu(model, tokenizer, spread(shipped_questions(), 2), progress=stop)
+        measure(model, tokenizer, spread(shipped_questions(), 2), progress=stop)
     assert all(layer.training for layer in model.modules())
     assert logging.getLogger("lm_eval").level == level
 
@@ -209,7 +317,7 @@ def test_prompts_beyond_the_context_are_counted(tiny_model: Path, caplog: pytest
     model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
     questions = [Question("s", "why? " * n, ("1", "2", "3", "4"), 0) for n in (1, 400)]
     model.config.max_position_embeddings = 1000
-    assert mmlu(model, tokenizer, questions)["truncated"] == 1
+    assert mmlu(model, tokenizer, questions)["truncated"] == 2  # in both forms
     assert not caplog.records
 
 
@@ -255,12 +363,15 @@ def test_the_command_prints_what_it_writes_and_leaves_nothing_behind(tiny_model:
     )
     assert done.returncode == 0, done.stderr
     written = json.loads(metrics.read_text())
-    assert list(written) == ["questions", "acc", "acc_stderr", "n", "subjects", "truncated", "seconds"]
+    forms = [f"{form}{figure}" for form in ("acc", "acc_cloze") for figure in ("", "_stderr", "_p_chance")]
+    more = ["answer_logprob", "n", "subjects", "truncated", "fewshot", "details", "seconds"]
+    assert list(written) == ["questions", *forms, *more]
     assert written["n"] == 12
+    assert len(Retention.load(written["details"]).questions) == 12
     lines = done.stdout.splitlines()
     assert len(lines) == len(written) + 1, done.stdout
-    assert lines[0].startswith("questions")
-    assert "12/12" in lines[0]
+    assert lines[0].startswith("prompts")
+    assert "24/24" in lines[0]
     for line, (name, value) in zip(lines[1:], written.items(), strict=True):
         assert line.split(maxsplit=1) == [name, f"{value:.4f}" if isinstance(value, float) else str(value)]
     assert "lm_eval" not in done.stderr
@@ -286,6 +397,92 @@ def test_the_command_takes_an_adapter_and_a_file_of_questions(tiny_model: Path, 
     assert json.loads(metrics.read_text())["acc"] < 1
 
 
+def test_the_command_compares_an_adapter_with_its_base(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    model.save_pretrained(tmp_path / "adapter")
+    metrics, text = tmp_path / "m.json", tmp_path / "text.txt"
+    text.write_text("Fleas live for days.\n\nParis is the capital\nof France.\n \n")
+    command = ["mmlu", "--model", str(tiny_model), "--metrics", str(metrics), "--limit", "40", "--text", str(text)]
+    evaluate(command)
+    alone = json.loads(metrics.read_text())
+    base = Path(alone["details"]).rename(tmp_path / "base.jsonl")
+    evaluate([*command, "--adapter", str(tmp_path / "adapter"), "--paired", "true"])
+    both = json.loads(metrics.read_text())
+    measures = ["acc", "acc_cloze", "answer_logprob", "bits_per_byte"]
+    for measure_ in measures:
+        assert both[f"base.{measure_}"] == alone[measure_]
+        difference = both[f"difference.{measure_}"]
+        assert difference == pytest.approx(both[measure_] - alone[measure_])
+        assert both[f"difference.{measure_}.low"] <= difference <= both[f"difference.{measure_}.high"]
+    assert both["documents"] == 2
+    assert both["difference.bits_per_byte"] != 0
+    assert sorted(both["judged"] + both["not_judged_base_at_chance"]) == sorted(measures)
+    assert Retention.load(metrics.with_suffix(".details.base.jsonl")) == Retention.load(base)
+    # The same from a file that the base has left.
+    evaluate([*command, "--adapter", str(tmp_path / "adapter"), "--against", str(base)])
+    assert {**json.loads(metrics.read_text()), "seconds": 0} == {**both, "seconds": 0}
+    with pytest.raises(SystemExit, match="the two measurements are of different questions"):
+        evaluate([*command, "--limit", "7", "--against", str(base)])
+
+
+def test_the_command_puts_examples_before_questions(tiny_model: Path, tmp_path: Path) -> None:
+    questions, metrics = tmp_path / "q.jsonl", tmp_path / "m.json"
+    rows = [q.as_dict() | {"question": f"{q.question}?"} for q in spread(shipped_questions(), 4)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["mmlu", "--model", str(tiny_model), "--questions", str(questions), "--metrics", str(metrics)]
+    found = []
+    for more in ([], ["--fewshot", "0"], ["--fewshot", "1"], ["--fewshot", "2"]):
+        evaluate([*command, *more])
+        found.append(json.loads(metrics.read_text())["answer_logprob"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+TASK = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}, dev: {data}}}}}
+test_split: test
+fewshot_split: dev
+output_type: {kind}
+doc_to_text: "{{{{country}}}}:"
+doc_to_target: "{{{{capital}}}}"
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "figure"),
+    [
+        ("multiple_choice", "doc_to_choice: [Paris, Berlin]", "acc,none"),
+        ("generate_until", "generation_kwargs: {until: ['.'], max_gen_toks: 3}", "exact_match,none"),
+        ("loglikelihood", "metric_list: [{metric: acc}]", "acc,none"),
+    ],
+)
+def test_any_task_of_lm_eval_runs_on_the_live_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, more: str, figure: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "capitals.jsonl"
+    rows = [{"country": c, "capital": k} for c, k in (("France", "Paris"), ("Germany", "Berlin"), ("Bavaria", "Paris"))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "capitals.yaml").write_text(TASK.format(data=data, kind=kind, more=more))
+    command = ["mmlu", "--model", str(tiny_model), "--metrics", str(tmp_path / "m.json"), "--tasks+", "capitals"]
+    evaluate([*command, "--include_path", str(tmp_path / "tasks"), "--fewshot", "1"])
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert 0 <= found[f"capitals.{figure}"] <= 1
+    if kind == "multiple_choice":
+        model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+        shots = lm_eval_tasks(model, tokenizer, ["capitals"], 0, include_path=str(tmp_path / "tasks"))
+        names = [[logp(model, tokenizer, f"{row['country']}:", f" {c}") for c in ("Paris", "Berlin")] for row in rows]
+        right = [
+            scores.index(max(scores)) == ("Paris", "Berlin").index(r["capital"])
+            for scores, r in zip(names, rows, strict=True)
+        ]
+        assert shots["capitals"]["acc,none"] == pytest.approx(fmean(right))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -293,6 +490,13 @@ def test_the_command_takes_an_adapter_and_a_file_of_questions(tiny_model: Path, 
         (["--questions", "none.jsonl"], "none.jsonl does not exist"),
         (["--questions", os.devnull], "is not|holds no question|does not exist"),
         (["--limit", "0"], "limit is 0"),
+        (["--fewshot", "1"], "the shipped questions are the examples"),
+        (["--text", os.devnull], "does not exist"),
+        (["--paired", "true"], "it needs --adapter"),
+        (["--against", "none.jsonl"], "none.jsonl"),
+        (["--include_path", "."], "include_path is for --tasks"),
+        (["--tasks+", "mmlu", "--text", "shipped"], "tasks are lm-eval's own business"),
+        (["--tasks+", "nothing_of_that_name"], "lm-eval has no task 'nothing_of_that_name'"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--metrics", "."], "is a directory; name a file"),
     ],

@@ -1,56 +1,108 @@
-"""`evaluate.py mmlu`: what a model still knows."""
+"""`evaluate.py mmlu`: what a model still knows, and what training has cost it."""
 
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, progress_bar, report
+from lit_rerank.questions import SHIPPED, open_questions
 
 
 def answer_mmlu(
     model: str,
     metrics: str,
     adapter: str | None = None,
-    questions: str | None = None,
+    questions: str = SHIPPED,
+    fewshot: int | str | None = None,
     limit: int | None = None,
+    text: str | None = None,
+    paired: bool = False,
+    against: str | None = None,
+    details: str | None = None,
+    tasks: Sequence[str] = (),
+    include_path: str | None = None,
     batch_size: int = 4,
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Measure what a model still knows: accuracy on MMLU questions, scored by lm-eval.
+    """Measure what a model still knows, by lm-eval: MMLU as letters and as cloze, and bits per byte of text.
 
     Args:
         model: Hugging Face id or directory.
         metrics: the JSON file to write.
         adapter: PEFT adapter directory.
-        questions: JSONL(.gz), a question a line: {"subject", "question", "choices": [4 strings], "answer": 0-3}; by
-            default the 281 dev questions that lm-eval ships, a smoke test and not MMLU's figure.
+        questions: JSONL(.gz), a question a line: {"subject", "question", "choices": [4 strings], "answer": 0-3};
+            `hub`: MMLU's 14,042 test questions from Hugging Face; `shipped`: the 281 dev questions that lm-eval holds,
+            a smoke test and not MMLU's figure.
+        fewshot: answered questions of the same subject before each question: a file of them, laid out as questions
+            are, or how many of the dev questions (of the hub, or those shipped); by default none.
         limit: only so many questions, spread evenly over all.
-        batch_size: questions read at a time; on a CPU, few are fast.
+        text: also measure bits per byte of these documents: {"text"} a line of .jsonl(.gz), or the paragraphs of any
+            other file; `shipped`: explanations on 57 subjects that lm-eval holds. With paired, by default shipped.
+        paired: measure the base too (adapter off, same weights, same questions) and what has changed, with intervals.
+        against: what --details of an earlier run has written: what has changed since, with intervals.
+        details: JSONL to write each question's and document's figures to; by default beside the metrics.
+        tasks: instead of these questions: lm-eval's tasks or groups by name, with its own figures (fewshot: a number).
+        include_path: a folder with lm-eval task files of your own.
+        batch_size: prompts read at a time; on a CPU, few are fast.
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
-    from lit_rerank.backbone import load_for_inference, load_tokenizer
-    from lit_rerank.questions import QuestionsSource, shipped_questions
-    from lit_rerank.retention import mmlu, spread
-
-    asked = list(QuestionsSource(questions)) if questions else shipped_questions()
-    if not asked:
-        raise UserError(f"{questions} holds no question")
-    asked = spread(asked, limit)
+    if paired and (adapter is None or against is not None):
+        raise UserError("paired compares an adapter with its base: it needs --adapter, and no --against")
+    if tasks and (paired or against or text or details or isinstance(fewshot, str) or questions != SHIPPED):
+        raise UserError("tasks are lm-eval's own business: with them go --fewshot NUMBER, --limit and --include_path")
+    if include_path and not tasks:
+        raise UserError("include_path is for --tasks")
     make_way(metrics)
+    kept = details or str(Path(metrics).with_suffix(".details.jsonl"))
+    make_way(kept)
+
+    from lit_rerank.backbone import load_for_inference, load_tokenizer
+    from lit_rerank.general_text import open_documents
+    from lit_rerank.paired import flat
+    from lit_rerank.paired import paired as differences
+    from lit_rerank.retention import Retention, lm_eval_tasks, measure
+
+    earlier = None if against is None else Retention.load(against)
+    asked, examples = ([], []) if tasks else open_questions(questions, fewshot, limit)
+    read = open_documents(text or (SHIPPED if paired else None))
     tokenizer = load_tokenizer(model, trust_remote_code)
-    loaded = load_for_inference(
+    loaded: Any = load_for_inference(
         model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
     )
     started = time.perf_counter()
-    with progress_bar("questions", len(asked)) as advance:
-        figures = mmlu(loaded, tokenizer, asked, batch_size, progress=advance)
-    seconds = round(time.perf_counter() - started, 2)
-    result = {"questions": questions or f"lm-eval {version('lm-eval')}", **figures, "seconds": seconds}
+    if tasks:
+        shots = fewshot if isinstance(fewshot, int) else None
+        found = lm_eval_tasks(loaded, tokenizer, tasks, shots, limit, include_path, batch_size)
+        result: dict[str, Any] = {
+            f"{task}.{name}": value for task, figures in found.items() for name, value in figures.items()
+        }
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        report(result, metrics)
+        return result
+    with progress_bar("prompts", (2 * len(asked) + len(read)) * (2 if paired else 1)) as advance:
+
+        def measured() -> Retention:
+            return measure(loaded, tokenizer, asked, read, examples, batch_size, advance)
+
+        after = measured()
+        if paired:
+            with loaded.disable_adapter():
+                earlier = measured()
+    after.save(kept)
+    result = {"questions": f"lm-eval {version('lm-eval')}" if questions == SHIPPED else questions, **after.figures()}
+    if earlier is not None:
+        result |= {f"base.{name}": value for name, value in earlier.figures().items()}
+        result |= flat(differences(earlier, after))
+    if paired and earlier is not None:
+        earlier.save(Path(kept).with_suffix(".base.jsonl"))
+    result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
     report(result, metrics)
     return result

@@ -1,0 +1,128 @@
+"""What a model has lost: two measurements of retention, question by question.
+
+Differences are after minus before. Their 95 % intervals are bootstrapped (BCa, 9,999 resamples, the same each time)
+over questions, and over documents for bits per byte. Only where the base does better than chance can anything be lost,
+so only there is a difference judged.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rerank.retention import Retention
+
+ACCURACIES = ("acc", "acc_cloze")
+MEASURES = (*ACCURACIES, "answer_logprob", "bits_per_byte")
+LOWER_IS_BETTER = ("bits_per_byte",)
+CHOICES = 4
+ALPHA = 0.05
+
+Differences = dict[str, dict[str, Any]]
+
+
+def above_chance(measure: str, found: "Retention") -> float:
+    """The p-value of the hypothesis that a measurement is no better than chance, one-sided.
+
+    Accuracies: a binomial test against 1/4. Log-likelihood and bits per byte: t-tests over questions or documents
+    against bytes that are all equally likely (8 bits each).
+    """
+    from scipy.stats import binomtest, ttest_1samp
+
+    if measure in ACCURACIES:
+        right = [getattr(question, measure) for question in found.questions]
+        return float(binomtest(int(sum(right)), len(right), 1 / CHOICES, alternative="greater").pvalue)
+    if measure == "answer_logprob":
+        gains = [question.answer_logprob - question.chance for question in found.questions]
+    else:
+        gains = [8 - document.bits / document.bytes for document in found.documents]
+    if len(set(gains)) < 2:
+        return 1.0
+    return float(ttest_1samp(gains, 0, alternative="greater").pvalue)
+
+
+def paired(before: "Retention", after: "Retention") -> Differences:
+    """How each measure differs: {measure: {before, after, difference, low, high, p_chance, judged, lost}}.
+
+    `p_chance` is `above_chance` of `before`; `judged`: whether it is below 0.05; `lost`: whether it is judged and the
+    whole interval is on the worse side of 0.
+
+    Raises:
+        UserError: if the two have asked different questions or read different documents.
+    """
+    for what in ("questions", "documents"):
+        if [item.id for item in getattr(before, what)] != [item.id for item in getattr(after, what)]:
+            raise UserError(f"the two measurements are of different {what}: they cannot be compared")
+    figures = before.figures(), after.figures()
+    return {
+        measure: _difference(measure, before, after, *(f[measure] for f in figures))
+        for measure in MEASURES
+        if measure in figures[0]
+    }
+
+
+def beyond(differences: Differences, max_drop: Mapping[str, float]) -> list[str]:
+    """The measures whose whole interval is more than so much on the worse side, among those judged."""
+    return [
+        measure
+        for measure, drop in max_drop.items()
+        if measure in differences and differences[measure]["judged"] and _least_drop(measure, differences) > drop
+    ]
+
+
+def flat(differences: Differences) -> dict[str, Any]:
+    """As figures of one level: `difference.acc_cloze`, `.low`, `.high`; what is judged, what not, and what is lost."""
+    figures = {
+        name: value
+        for measure, d in differences.items()
+        for name, value in (
+            (f"difference.{measure}", d["difference"]),
+            (f"difference.{measure}.low", d["low"]),
+            (f"difference.{measure}.high", d["high"]),
+        )
+    }
+    judged = [measure for measure, d in differences.items() if d["judged"]]
+    return figures | {
+        "judged": judged,
+        "not_judged_base_at_chance": [measure for measure in differences if measure not in judged],
+        "lost": [measure for measure, d in differences.items() if d["lost"]],
+    }
+
+
+def _least_drop(measure: str, differences: Differences) -> float:
+    """The end of the interval that is kinder to the model, as a loss."""
+    found = differences[measure]
+    return float(found["low"] if measure in LOWER_IS_BETTER else -found["high"])
+
+
+def _difference(measure: str, before: "Retention", after: "Retention", old: float, new: float) -> dict[str, Any]:
+    if measure == "bits_per_byte":
+        changes = [b.bits - a.bits for a, b in zip(before.documents, after.documents, strict=True)]
+        low, high = interval(changes, [document.bytes for document in before.documents])
+    else:
+        pairs = zip(before.questions, after.questions, strict=True)
+        low, high = interval([getattr(b, measure) - getattr(a, measure) for a, b in pairs])
+    p = above_chance(measure, before)
+    found = {"before": old, "after": new, "difference": new - old, "low": low, "high": high, "p_chance": p}
+    judged = p < ALPHA
+    found |= {"judged": judged, "lost": judged and _least_drop(measure, {measure: found}) > 0}
+    return found
+
+
+def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+    """The 95 % interval of sum(values) / sum(weights); without weights, of the mean."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    weights = [1.0] * len(values) if weights is None else weights
+    ratios = np.divide(values, weights)
+    if np.ptp(ratios) <= 1e-12 * np.abs(ratios).max():  # all alike
+        return (float(ratios[0]), float(ratios[0]))
+
+    def ratio(x: Any, w: Any, axis: int = -1) -> Any:
+        return np.sum(x, axis=axis) / np.sum(w, axis=axis)
+
+    statistic: Callable[..., Any] = ratio
+    found = bootstrap((values, weights), statistic, paired=True, batch=200, rng=0).confidence_interval
+    return (float(found.low), float(found.high))

@@ -1,0 +1,108 @@
+"""What has changed between two measurements, with intervals, and what of that is judged."""
+
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from lit_rerank.errors import UserError
+from lit_rerank.paired import above_chance, beyond, flat, interval, paired
+from lit_rerank.retention import Answered, Read, Retention
+
+UNIFORM = -5.5
+
+
+def retention(right: list[bool], logprobs: list[float] | None = None, bits: list[float] | None = None) -> Retention:
+    """Letters always wrong; cloze as told; documents of 10, 20, ... bytes."""
+    answered = [
+        Answered(
+            str(i),
+            "s",
+            (1.0, 0.0, 0.0, 0.0),
+            tuple(v if j == 1 else (v - 1 if ok else v + 1) for j in range(4)),
+            1,
+            UNIFORM,
+        )
+        for i, (ok, v) in enumerate(zip(right, logprobs or [-1.0] * len(right), strict=True))
+    ]
+    return Retention(tuple(answered), tuple(Read(str(i), b, 10 * (i + 1)) for i, b in enumerate(bits or [])))
+
+
+def test_nothing_changes_where_nothing_changes() -> None:
+    same = retention([True] * 9 + [False], bits=[20.0, 50.0])
+    for name, found in paired(same, same).items():
+        assert (found["difference"], found["low"], found["high"], found["lost"]) == (0, 0, 0, False), name
+
+
+def test_differences_and_what_is_judged() -> None:
+    draw = np.random.default_rng(0)
+    before = retention([True] * 60 + [False] * 40, list(draw.normal(-1, 0.5, 100)), [25.0, 45.0, 70.0])
+    after = retention(
+        [True] * 40 + [False] * 60, [q.answer_logprob - 0.3 for q in before.questions], [30.0, 52.0, 78.0]
+    )
+    found = paired(before, after)
+    assert found["acc_cloze"]["difference"] == pytest.approx(-0.2)
+    assert found["acc_cloze"]["lost"]
+    # Of a proportion: about 1.96 standard errors of the mean of the differences.
+    low, high = found["acc_cloze"]["low"], found["acc_cloze"]["high"]
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std([-1] * 20 + [0] * 80) / 10, rel=0.1)
+    assert found["answer_logprob"]["difference"] == pytest.approx(-0.3)
+    assert found["bits_per_byte"]["difference"] == pytest.approx((160 - 140) / 60)
+    assert found["bits_per_byte"]["low"] > 0
+    assert found["bits_per_byte"]["lost"]
+    # The letters are all wrong: nothing can be lost.
+    assert not found["acc"]["judged"]
+    figures = flat(found)
+    assert figures["judged"] == figures["lost"] == ["acc_cloze", "answer_logprob", "bits_per_byte"]
+    assert figures["not_judged_base_at_chance"] == ["acc"]
+    assert figures["difference.acc_cloze.low"] == low
+    assert paired(before, after) == found
+    gained = paired(after, before)
+    assert gained["acc_cloze"]["difference"] > 0
+    assert flat(gained)["lost"] == []
+
+
+def test_a_drop_is_beyond_what_is_allowed_only_with_its_whole_interval() -> None:
+    before = retention([True] * 60 + [False] * 40, bits=[20.0, 40.0, 61.0])
+    after = retention([True] * 40 + [False] * 60, bits=[30.0, 60.0, 95.0])
+    found = paired(before, after)
+    least = -found["acc_cloze"]["high"]
+    assert 0 < least < 0.2
+    assert beyond(found, {"acc_cloze": least - 0.01, "acc": 0.0}) == ["acc_cloze"]
+    assert beyond(found, {"acc_cloze": least + 0.01}) == []
+    assert beyond(found, {"bits_per_byte": 0.9}) == ["bits_per_byte"]
+    assert beyond(found, {"bits_per_byte": 1.2}) == []
+    assert beyond(paired(after, before), {"acc_cloze": 0.0, "bits_per_byte": 0.0}) == []
+    # No better than guessing at first: whatever comes after, it is not judged.
+    guessing = retention([True] * 26 + [False] * 74)
+    assert beyond(paired(guessing, retention([False] * 100)), {"acc_cloze": 0.0}) == []
+
+
+def test_chance_is_a_test_of_what_is_known() -> None:
+    gains = [0.5, -0.2, 0.1, 0.9]
+    known = retention([True, True, True, False], [UNIFORM + gain for gain in gains], [80.0, 160.0])
+    assert above_chance("acc_cloze", known) == pytest.approx(4 * 0.25**3 * 0.75 + 0.25**4)
+    assert above_chance("acc", known) == 1
+    expected: Any = ttest_1samp(gains, 0, alternative="greater")
+    assert above_chance("answer_logprob", known) == pytest.approx(expected.pvalue)
+    assert above_chance("bits_per_byte", known) == 1  # eight bits a byte
+
+
+def test_intervals_are_of_ratios_of_sums() -> None:
+    draw = np.random.default_rng(1)
+    weights = draw.uniform(1, 9, 50)
+    values = weights * 2 + draw.normal(0, 1, 50)
+    low, high = interval(list(values), list(weights))
+    assert low < values.sum() / weights.sum() < high
+    assert (low, high) == interval(list(values), list(weights))
+    low, high = interval(list(values))
+    assert low < fmean(values) < high
+
+
+def test_only_the_same_can_be_compared() -> None:
+    with pytest.raises(UserError, match="different questions"):
+        paired(retention([True, False]), retention([True]))
+    with pytest.raises(UserError, match="different documents"):
+        paired(retention([True], bits=[1.0]), retention([True]))

@@ -1,0 +1,181 @@
+"""RetentionCallback through train.py: what it logs and does, and that training goes on as if it were not there."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_rerank.backbone import load_for_inference, load_tokenizer
+from lit_rerank.general_text import open_documents
+from lit_rerank.questions import open_questions
+from lit_rerank.retention import measure
+from lit_rerank.retention_callback import MaxDrop
+from tests.training import Crash, command, figures, train_in, write_data
+
+QUESTIONS, DOCUMENTS = 16, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("retention"), train=8, val=2, candidates=1)
+
+
+def watched(**settings: Any) -> list[str]:
+    """The callback, on few questions, with allowances that nothing is beyond."""
+    generous = {"acc_cloze": 9.0, "answer_logprob": 99.0, "bits_per_byte": 99.0}
+    init = {"limit": QUESTIONS, "text_limit": DOCUMENTS, "max_drop": generous} | settings
+    return ["--trainer.callbacks+", json.dumps({"class_path": "lit_rerank.RetentionCallback", "init_args": init})]
+
+
+def run(folder: Path, model: Path, name: str, *more: str, backbone: str = "lora", lr: float = 0.01) -> Path:
+    rate = f"--model.init_args.optimizer.lr={lr}"
+    every = ("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--data.init_args.batch_size=2")
+    train_in(folder, command("sft", backbone, "permutations", name, rate, *every, *more, model=model))
+    return folder / name
+
+
+def measured(model: Path, adapter: Path | None = None) -> dict[str, Any]:
+    questions, _ = open_questions("shipped", limit=QUESTIONS)
+    loaded = load_for_inference(str(model), None if adapter is None else str(adapter))
+    return measure(loaded, load_tokenizer(str(model)), questions, open_documents("shipped", DOCUMENTS)).figures()
+
+
+def test_training_is_not_disturbed_and_figures_are_logged(folder: Path, tiny_model: Path) -> None:
+    exact = "--trainer.precision=32-true"
+    dropout = "--model.init_args.backbone.lora.dropout=0.2"  # draws random numbers at every step
+    plain = run(folder, tiny_model, "plain", exact, dropout)
+    seen = run(folder, tiny_model, "seen", exact, dropout, *watched())
+    for step, row in figures(plain).items():
+        for name, value in row.items():
+            if "tokens_per_s" not in name:
+                assert figures(seen)[step][name] == value, (step, name)
+    adapters = [load_file(r / "checkpoints/last/adapter/adapter_model.safetensors") for r in (plain, seen)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    rows = [json.loads(line) for line in (seen / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in rows if "retention/acc_cloze" in row]
+    assert [row["step"] for row in found] == [0, 1, 3]
+    start, end = measured(tiny_model), measured(tiny_model, seen / "checkpoints/last/adapter")
+    for name in ("acc", "acc_cloze", "answer_logprob", "bits_per_byte"):
+        assert found[0][f"retention/{name}"] == pytest.approx(start[name], abs=1e-5)
+        assert found[2][f"retention/{name}"] == pytest.approx(end[name], abs=1e-5)
+        change = found[2][f"retention/{name}.change"]
+        assert change == pytest.approx(end[name] - start[name], abs=1e-5)
+        assert found[2][f"retention/{name}.low"] <= change <= found[2][f"retention/{name}.high"]
+    assert found[2]["retention/bits_per_byte.change"] != 0
+    assert found[2]["retention/dropped"] == 0
+
+
+def test_it_measures_after_every_so_many_validations(folder: Path, tiny_model: Path) -> None:
+    seen = run(folder, tiny_model, "every", *watched(every=2, text=None))
+    rows = [json.loads(line) for line in (seen / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "retention/acc_cloze" in row] == [0, 3]
+    assert not any("bits_per_byte" in name for row in rows for name in row)
+
+
+@pytest.fixture
+def everything_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model is no better than chance, where nothing can be lost: let all p-values pass."""
+    monkeypatch.setattr("lit_rerank.paired.ALPHA", 2.0)
+
+
+STRICT = {"acc_cloze": None, "answer_logprob": None, "bits_per_byte": 0.0}
+
+
+@pytest.mark.usefixtures("everything_is_judged")
+@pytest.mark.parametrize("backbone", ["lora", "full"])
+def test_a_drop_restores_what_was_best_before_it(folder: Path, tiny_model: Path, backbone: str) -> None:
+    name = f"restored-{backbone}"
+    strict = watched(max_drop=STRICT, on_drop="restore")
+    with pytest.warns(UserWarning, match="general ability has dropped, bits_per_byte .*earlier weights are restored"):
+        seen = run(folder, tiny_model, name, *strict, backbone=backbone, lr=3.0)
+    assert max(figures(seen)) == 2  # two steps, a validation, the end
+    kept = seen / ("adapter" if backbone == "lora" else "model")
+    if backbone == "lora":
+        weights = load_file(kept / "adapter_model.safetensors")
+        assert all(not value.any() for key, value in weights.items() if "lora_B" in key)  # where training started
+        moved = load_file(seen / "checkpoints/last/adapter/adapter_model.safetensors")
+        assert any(value.any() for key, value in moved.items() if "lora_B" in key)
+    else:
+        assert measured(kept) == measured(tiny_model)
+        assert measured(seen / "checkpoints/last/model") != measured(tiny_model)
+
+
+@pytest.mark.usefixtures("everything_is_judged")
+def test_a_drop_stops_or_warns(folder: Path, tiny_model: Path) -> None:
+    for act, steps in (("stop", 2), ("warn", 4)):
+        with pytest.warns(UserWarning, match=r"step 2: general ability has dropped, bits_per_byte \d"):
+            seen = run(folder, tiny_model, act, *watched(max_drop=STRICT, on_drop=act), lr=3.0)
+        assert max(figures(seen)) == steps
+        assert figures(seen)[2]["retention/dropped"] == 1
+        weights = load_file(seen / "adapter" / "adapter_model.safetensors")
+        assert any(value.any() for key, value in weights.items() if "lora_B" in key)
+
+
+def test_where_the_start_is_no_better_than_chance_nothing_is_judged(folder: Path, tiny_model: Path) -> None:
+    assert measured(tiny_model)["bits_per_byte"] > 7.5
+    seen = run(folder, tiny_model, "chance", *watched(max_drop=STRICT | {"acc": 0.0}, on_drop="stop"), lr=3.0)
+    assert max(figures(seen)) == 4
+
+
+def test_a_resumed_run_compares_with_the_first_start(folder: Path, tiny_model: Path) -> None:
+    whole = run(folder, tiny_model, "whole", *watched())
+    crash = json.dumps({"class_path": f"{Crash.__module__}.Crash", "init_args": {"at": 2}})
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(folder, tiny_model, "resumed", *watched(), "--trainer.callbacks+", crash)
+    resumed = run(folder, tiny_model, "resumed", *watched(), "--ckpt_path=resumed/checkpoints/last.ckpt")
+    for step in (2, 4):
+        for name, value in figures(whole)[step].items():
+            if name.startswith("retention/"):
+                assert figures(resumed)[step][name] == pytest.approx(value, abs=1e-6), (step, name)
+
+
+def work(rank: int, port: int, folder: Path, model: Path) -> None:
+    """One of two processes."""
+    import torch.distributed as dist
+
+    import lit_rerank.paired
+
+    lit_rerank.paired.ALPHA = 2.0
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    pair = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1")
+    run(folder, model, "pair", *watched(max_drop=STRICT, on_drop="restore"), *pair, lr=3.0)
+    dist.destroy_process_group()
+
+
+def test_two_processes_stop_and_restore_together(folder: Path, tiny_model: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, folder, tiny_model), nprocs=2)  # type: ignore[no-untyped-call]
+    found = figures(folder / "pair")
+    assert max(found) == 2
+    assert found[2]["retention/dropped"] == 1
+    assert found[1]["retention/bits_per_byte"] == pytest.approx(measured(tiny_model)["bits_per_byte"], rel=1e-2)
+    weights = load_file(folder / "pair" / "adapter" / "adapter_model.safetensors")
+    assert all(not value.any() for key, value in weights.items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": 0}, "every is 0"),
+        ({"questions": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"fewshot": 2}, "the shipped questions are the examples"),
+        ({"max_drop": {"acc_cloze": -1.0}}, "max_drop.acc_cloze is -1.0"),
+    ],
+)
+def test_wrong_settings_are_refused(folder: Path, tiny_model: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(folder, tiny_model, "refused", *watched(**settings))
+
+
+def test_what_is_allowed_has_names() -> None:
+    assert MaxDrop(acc_cloze=None, acc=0.1).named == {"acc": 0.1, "answer_logprob": 0.1, "bits_per_byte": 0.1}
