@@ -66,7 +66,7 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank|mmlu --model ... --metrics ...`.
+    """`python evaluate.py rerank|mmlu|merge|sweep --model ...`.
 
     Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
     """
@@ -74,8 +74,10 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
+        from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
+        from lit_rerank.evaluation.sweep import SCALES, sweep_scales
 
         set_parsing_settings(add_print_completion_argument=True)
         parser = ArgumentParser(
@@ -84,13 +86,22 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             exit_on_error=False,
             allow_abbrev=False,
         )
-        functions: dict[str, Callable[..., Any]] = {"rerank": rerank_candidates, "mmlu": answer_mmlu}
+        functions: dict[str, Callable[..., Any]] = {
+            "rerank": rerank_candidates,
+            "mmlu": answer_mmlu,
+            "merge": merge_adapter,
+            "sweep": sweep_scales,
+        }
         commands = parser.add_subcommands()
         for name, function in functions.items():
             command = ArgumentParser(
                 description=(function.__doc__ or "").split("\n")[0], exit_on_error=False, allow_abbrev=False
             )
-            command.add_function_arguments(function, as_group=False)
+            # A list that is an ordinary option would have to be written as JSON.
+            command.add_function_arguments(function, as_group=False, skip={"scales"})
+            if name == "sweep":
+                scales = "strengths of the adapter: 0 is the base model, 1 the adapter as trained"
+                command.add_argument("--scales", nargs="+", type=float, default=list(SCALES), help=scales)
             commands.add_subcommand(name, command)
         chosen = parser.parse_args(list(args) if args is not None else None)
         functions[chosen.subcommand](**vars(chosen[chosen.subcommand]))
