@@ -53,6 +53,8 @@ def test_the_command_trains(folder: Path, tiny_model: Path, words: tuple[str, ..
         "--trainer.max_steps=2",
         "--trainer.enable_progress_bar=false",
     ]
+    if REPLAY in words:
+        overrides.append("--data.init_args.batch_size=5")  # 8 windows and a conversation: 2 steps
     if starts and not (folder / "runs/sft/adapter").is_dir():
         (sft,) = (
             c for c in COMMANDS if {"configs/model/sft.yaml", "configs/backbone/lora.yaml"} < {*c} and REPLAY not in c

@@ -95,7 +95,7 @@ def test_retention_is_chosen_by_name(files: Path, tiny_model: Path, tmp_path: Pa
     ("more", "message"),
     [
         (["--scales", "1", "1"], r"scales \[1.0, 1.0\]: name one or more, each once"),
-        (["--scales", "nan"], "the scale nan is not a finite number"),
+        (["--scales", "nan"], "Got value: nan"),
         (["--scales", "much"], "much"),
         (["--candidates", "{here}/bare.jsonl"], "no query is judged: there is nothing to weigh"),
         (["--qrels", "{here}/none.txt"], "none.txt"),

@@ -61,15 +61,22 @@ def merged(model: "PreTrainedModel", scale: float = 1.0) -> "PreTrainedModel":
     adapted: Any = model
     base = adapted.get_base_model()
     if getattr(base, "is_quantized", False):
-        raise UserError("the model's weights are quantised, and merging would round the adapter away: name the model")
+        raise UserError(
+            "the model's weights are quantised, and merging would round the adapter away: name the unquantised model"
+        )
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
     if base.config.get_text_config().tie_word_embeddings and any(_is_adapted(end) for end in ends):
         raise UserError(
             "the adapter changes the head or the embeddings, which share their weights in this model: they cannot be "
             "merged; set keep_adapter to true"
         )
-    with scaled(model, scale) if scale != 1 else nullcontext():
-        whole: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    try:
+        with scaled(model, scale) if scale != 1 else nullcontext():
+            whole: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:
+        if not str(error).startswith(("Impossible to merge", "NaNs detected")):
+            raise
+        raise UserError(f"the adapter cannot be merged ({error}); set keep_adapter to true") from error
     return whole
 
 
