@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from data_modules.records import Passage, RankingRecord
-from data_modules.replay import WithReplay, load_conversations
+from data_modules.replay import WithReplay
 from data_modules.sources.base import Source
 from data_modules.sources.messages import MessagesSource
 from data_modules.sources.preferences import PreferencePair
@@ -99,7 +99,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             if name not in self.records and self.sources[name] is not None:
                 self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
         if stage == "fit" and self.replay is not None and "replay" not in self.records:
-            self.records["replay"] = load_conversations(self.replay, ConversationEncoder(self.encoder))
+            self.records["replay"] = _load("replay", self.replay)
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
 
@@ -112,8 +112,9 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         examples: Any = _Examples(self, "train", self.augmentation.windows_per_record)
-        if "replay" in self.records:
-            examples = WithReplay(examples, self.records["replay"], self.replay_share, self.seed)
+        if self.replay is not None:
+            encoder, skip = ConversationEncoder(self.encoder), self.replay.on_error == "skip"
+            examples = WithReplay(examples, self.records["replay"], encoder, self.replay_share, skip, self.seed)
         return StatefulDataLoader(examples, **self._loading(examples, self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> list[Any]:

@@ -1,19 +1,14 @@
 """A share of general conversations among an epoch's windows."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from data_modules.sources.messages import MessagesSource
 from lit_rerank.errors import UserError
 from lit_rerank.replay import ConversationEncoder, EncodedConversation
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class Examples(Protocol):
@@ -28,16 +23,28 @@ class WithReplay(Dataset[Any]):
     """An epoch's windows and, behind them, conversations; the sampler mixes the two.
 
     Each conversation comes once before any comes again, in an order that depends on the seed alone: which one stands
-    at (epoch, index) needs no state.
+    at (epoch, index) needs no state. Where one is too long, the next in that order stands in.
 
     Args:
+        windows: those of an epoch.
+        rows: conversations, {"messages": [{"role", "content"}]}.
         share: of all examples, above 0 and below 1, are conversations (at least one is).
+        skip: whether the next stands in, too, where the chat template refuses one; otherwise that is an error.
+        seed: of the order.
     """
 
-    def __init__(self, windows: Examples, conversations: Sequence[Any], share: float, seed: int) -> None:
-        self.windows, self.conversations = windows, conversations
+    def __init__(
+        self,
+        windows: Examples,
+        rows: Sequence[Mapping[str, Any]],
+        encoder: ConversationEncoder,
+        share: float,
+        skip: bool,
+        seed: int,
+    ) -> None:
+        self.windows, self.rows, self.encoder, self.skip = windows, rows, encoder, skip
         self.replayed = max(1, round(len(windows) * share / (1 - share)))
-        self.order = list(range(len(conversations)))
+        self.order = list(range(len(rows)))
         random.Random(f"{seed}/replay").shuffle(self.order)
 
     def __len__(self) -> int:
@@ -47,42 +54,22 @@ class WithReplay(Dataset[Any]):
         epoch, index = key
         if index < len(self.windows):
             return self.windows[key]
-        drawn = epoch * self.replayed + index - len(self.windows)
-        row = self.conversations[self.order[drawn % len(self.order)]]
-        return EncodedConversation(tuple(row["ids"]), tuple((start, end) for start, end in row["turns"]), row["cut"])
+        return self._conversation(epoch * self.replayed + index - len(self.windows))
 
-
-def load_conversations(source: MessagesSource, encoder: ConversationEncoder) -> "datasets.Dataset":
-    """A source's conversations as a table of token ids; what was left out or cut is reported.
-
-    Raises:
-        UserError: for a broken one, unless the source skips them, or where none is left.
-    """
-    import datasets
-
-    rows, broken, too_long = [], [], 0
-    for number, conversation in enumerate(source, start=1):
-        try:
-            encoded = encoder.encode(conversation.messages)
-        except UserError as error:
-            message = f"{source.path}: conversation {number}: {error}"
-            if source.on_error == "raise":
-                raise UserError(message) from None
-            broken.append(message)
-            continue
-        if encoded is None:
-            too_long += 1
-        else:
-            rows.append(asdict(encoded))
-    if skipped := source.skipped + broken:
-        rank_zero_info(f"replay: {len(skipped)} conversations skipped, the first: {skipped[0]}")
-    if not rows:
+    def _conversation(self, drawn: int) -> EncodedConversation:
+        for left_out in range(len(self.order)):
+            encoded = self._encode(self.order[(drawn + left_out) % len(self.order)])
+            if encoded is not None:
+                return replace(encoded, left_out=left_out)
         raise UserError(
-            f"data.init_args.replay: {source.path} holds no conversation that fits into {encoder.max_length} tokens"
+            f"data.init_args.replay: no conversation fits into {self.encoder.max_length} tokens"
+            + (", or the chat template refuses them" if self.skip else "")
         )
-    cut = sum(row["cut"] for row in rows)
-    rank_zero_info(
-        f"replay: {len(rows)} conversations, of which {cut} were cut at the end of a turn; {too_long} more were left "
-        f"out (there is room for {encoder.max_length} tokens)"
-    )
-    return datasets.Dataset.from_list(rows)
+
+    def _encode(self, number: int) -> EncodedConversation | None:
+        try:
+            return self.encoder.encode(self.rows[number]["messages"])
+        except UserError as error:
+            if self.skip:
+                return None
+            raise UserError(f"data.init_args.replay, conversation {number + 1}: {error}") from None

@@ -183,6 +183,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
             packed = asked.packer.pack(self.device)
             logps, tokens = token_logps(self.model, packed), len(packed)
         windows, figures = asked.losses(logps)
+        if conversations:
+            cut, left_out = (sum(getattr(c, name) for c in conversations) for name in ("cut", "left_out"))
+            count = len(conversations)
+            figures = {**figures, "replay_cut": (cut / count, count), "replay_left_out": (left_out / count, count)}
         return Objective(windows, replay.losses(logps), tokens, figures)
 
     # -- training -----------------------------------------------------------------------------------------------

@@ -25,12 +25,14 @@ class EncodedConversation:
 
     Attributes:
         turns: of each of the assistant's turns, the tokens `ids[start:end]`: its text and the end of the turn.
-        cut: whether later turns were left out.
+        cut: whether later turns did not fit.
+        left_out: how many conversations this one stands in for: too long ones, and such as the template refuses.
     """
 
     ids: Ids
     turns: tuple[tuple[int, int], ...]
     cut: bool = False
+    left_out: int = 0
 
 
 class ConversationEncoder:

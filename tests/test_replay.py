@@ -207,7 +207,7 @@ def test_losses_and_gradients_are_those_of_separate_sequences(
     torch.testing.assert_close(found.replay, expected, atol=0, rtol=1e-5)
     alone = module.objective(ours)
     torch.testing.assert_close(found.windows, alone.windows, atol=1e-6, rtol=1e-5)
-    assert found.figures.keys() == alone.figures.keys()
+    assert found.figures.keys() - alone.figures.keys() == {"replay_cut", "replay_left_out"}
     twin = plain(task, module.model, ours)
     torch.testing.assert_close(found.windows.mean(), twin, atol=1e-6, rtol=1e-5)
     assert_same_gradients(
@@ -331,38 +331,51 @@ def test_draws_are_the_same_with_worker_processes(files: Path, tiny_model: Path)
         assert batches(data(files, tiny_model, num_workers=2), epoch) == alone
 
 
-def test_what_is_cut_left_out_or_broken_is_reported(
-    tiny_model: Path, tmp_path: Path, files: Path, caplog: pytest.LogCaptureFixture
+def test_what_is_too_long_is_cut_or_replaced_by_the_next_and_counted(
+    tiny_model: Path, tmp_path: Path, files: Path
 ) -> None:
     long = [{"role": "user", "content": "word " * 300}, ANSWER]
-    path = write_messages(tmp_path / "m.jsonl", [talk(1), long, talk(1) + long, [{**QUESTION, "role": "tool"}, ANSWER]])
-    options: dict[str, Any] = {"prompt": PromptSettings(max_length=600)}
-    with pytest.raises(UserError, match=r"m\.jsonl:4: message 1 is of 'tool'"):
-        data(files, tiny_model, replay=MessagesSource(path), **options)
-    with caplog.at_level("INFO"):
-        module = data(files, tiny_model, replay=MessagesSource(path, "skip"), **options)
-    assert "replay: 1 conversations skipped, the first: " in caplog.text
-    assert "replay: 2 conversations, of which 1 were cut at the end of a turn; 1 more were left out" in caplog.text
-    assert len(module.records["replay"]) == 2
+    options: dict[str, Any] = {"prompt": PromptSettings(max_length=600), "replay_share": 0.4}  # 6 of 15
+    path = write_messages(tmp_path / "m.jsonl", [talk(1), long, talk(1) + long])
+    found = split(flat(batches(data(files, tiny_model, replay=MessagesSource(path), **options))))[1]
+    assert len(found) == 6
+    assert len({c.ids for c in found}) == 1  # the long one is left out, the other cut to the same
+    assert sorted(c.left_out for c in found) == [0, 0, 0, 0, 1, 1]
+    assert {c.cut for c in found} == {True, False}
     write_messages(path, [long])
-    with pytest.raises(UserError, match=r"m\.jsonl holds no conversation that fits into 600 tokens"):
-        data(files, tiny_model, replay=MessagesSource(path), **options)
+    with pytest.raises(UserError, match=r"data\.init_args\.replay: no conversation fits into 600 tokens$"):
+        batches(data(files, tiny_model, replay=MessagesSource(path), **options))
 
 
-def test_a_template_that_refuses_a_conversation_is_named_with_its_place(
-    tmp_path: Path, files: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_how_many_were_cut_or_left_out_is_logged(
+    tiny_model: Path, tmp_path: Path, windows: list[EncodedWindow], conversations: list[EncodedConversation]
+) -> None:
+    one, two = (dataclasses.replace(conversations[i], cut=i > 0, left_out=3 * i) for i in range(2))
+    logged = descend(
+        sft(tiny_model), tmp_path, [[windows[0], one], [two], [two, windows[1]]], accumulate_grad_batches=3
+    )
+    assert logged[1]["train/replay_cut"] == pytest.approx(2 / 3)
+    assert logged[1]["train/replay_left_out"] == pytest.approx(2.0)
+
+
+def test_a_broken_conversation_raises_or_is_left_out(
+    tmp_path: Path, files: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     strict = with_template(load_tokenizer(str(tiny_model)), "mistral")
     strict.chat_template = strict.chat_template.replace("[INST]", "<|im_start|>").replace("[/INST]", "<|im_end|>")
     strict.save_pretrained(tmp_path / "strict")
     (tmp_path / "strict" / "config.json").write_text((tiny_model / "config.json").read_text())
-    twice = [{"role": "system", "content": "S"}, {"role": "system", "content": "S"}, QUESTION, ANSWER]
-    path = write_messages(tmp_path / "m.jsonl", [talk(0), twice])
-    with pytest.raises(
-        UserError, match=r"m\.jsonl: conversation 2: the chat template of .* refuses messages of system"
-    ):
+    refused = [{"role": "system", "content": "S"}, {"role": "system", "content": "S"}, QUESTION, ANSWER]
+    path = write_messages(tmp_path / "m.jsonl", [talk(0), refused, [{**QUESTION, "role": "tool"}, ANSWER]])
+    with pytest.raises(UserError, match=r"m\.jsonl:3: message 1 is of 'tool'"):
         data(files, tmp_path / "strict", replay=MessagesSource(path))
-    assert len(data(files, tmp_path / "strict", replay=MessagesSource(path, "skip")).records["replay"]) == 1
+    with caplog.at_level("INFO"):
+        skipping = data(files, tmp_path / "strict", replay=MessagesSource(path, "skip"))
+    assert "replay: 1 lines skipped, the first: " in caplog.text
+    assert sorted(c.left_out for c in split(flat(batches(skipping)))[1]) in ([0, 0, 1], [0, 1, 1])
+    write_messages(path, [talk(0), refused])
+    with pytest.raises(UserError, match=r"replay, conversation 2: the chat template of .* refuses messages of system"):
+        batches(data(files, tmp_path / "strict", replay=MessagesSource(path)))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
