@@ -57,8 +57,8 @@ class ConversationEncoder:
     def _encode(self, messages: Sequence[Message]) -> tuple[Ids, tuple[tuple[int, int], ...]]:
         """The ids and the assistant's turns of a conversation that ends with one.
 
-        The last is written as an answer to a prompt is, the others as the template writes earlier ones. It is given
-        probes in their place: these tell where the turns are, whatever the template writes around them.
+        The last is written as an answer to a prompt is, the others as the template writes earlier ones: it is given
+        probes in their place, which tell where these turns are, whatever the template writes around them.
         """
         *before, answer = [{**m, "content": self.chat.disarm(m["content"])} for m in messages]
         said = {i: m["content"].strip() for i, m in enumerate(before) if m["role"] == "assistant"}
