@@ -185,7 +185,7 @@ def held_to_the_grammar(data: Path) -> Work:
     model, loaded, coder = load(), held(), encoder()
     model.set_attn_implementation("sdpa")
     shown = teacher_windows(data, 1)
-    return lambda number: constrained(model, coder, shown[number][0]), loaded
+    return lambda number: constrained(model, coder, shown[number]), loaded
 
 
 def whole_list(candidates: Path) -> Work:

@@ -111,7 +111,8 @@ def _attend(
     mask = visible.repeat(heads // shared, 1)
     if tokens <= _SHORT and not dropout and query.device.type == "cpu":
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-        scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+        # A part of a cache's room is copied: the product of matrices with gaps takes twice as long.
+        scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.contiguous().transpose(2, 3)
         scores[..., -mask.shape[1] :] += hidden
         exact = torch.float32 if scores.requires_grad else None  # its result is kept for the backward pass
         output = scores.softmax(-1, dtype=exact).to(query.dtype) @ value

@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
@@ -66,7 +67,7 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: Sequence[str] | None = None) -> None:
-    """`python evaluate.py rerank|mmlu|merge|sweep --model ...`.
+    """`python evaluate.py rerank|mmlu|merge|sweep --model ...` or `python evaluate.py compare RUN... --metrics ...`.
 
     Completion by the tab key: `eval "$(lit-rerank-eval --print_completion shtab-bash)"`, or shtab-zsh.
     """
@@ -74,6 +75,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
+        from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
@@ -82,7 +84,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         set_parsing_settings(add_print_completion_argument=True)
         parser = ArgumentParser(
             prog=Path(sys.argv[0]).name,
-            description="Everything that reads a trained model and writes numbers.",
+            description="Everything that reads a trained model, or what one wrote, and writes numbers.",
             exit_on_error=False,
             allow_abbrev=False,
         )
@@ -91,12 +93,15 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "mmlu": answer_mmlu,
             "merge": merge_adapter,
             "sweep": sweep_scales,
+            "compare": compare_runs,
         }
         commands = parser.add_subcommands()
         for name, function in functions.items():
             command = ArgumentParser(
                 description=(function.__doc__ or "").split("\n")[0], exit_on_error=False, allow_abbrev=False
             )
+            for word, meaning in _variadic(function).items():
+                command.add_argument(word, nargs="+", type=str, help=meaning)
             # A list that is an ordinary option would have to be written as JSON.
             command.add_function_arguments(function, as_group=False, skip={"scales"})
             if name == "sweep":
@@ -104,9 +109,20 @@ def evaluate(args: Sequence[str] | None = None) -> None:
                 command.add_argument("--scales", nargs="+", type=float, default=list(SCALES), help=scales)
             commands.add_subcommand(name, command)
         chosen = parser.parse_args(list(args) if args is not None else None)
-        functions[chosen.subcommand](**vars(chosen[chosen.subcommand]))
+        function, options = functions[chosen.subcommand], vars(chosen[chosen.subcommand])
+        words = [word for name in _variadic(function) for word in options.pop(name)]
+        function(*words, **options)
 
     in_one_line(run)
+
+
+def _variadic(function: Callable[..., Any]) -> dict[str, str]:
+    """The parameter like `*files` of a command, if it has one, and what its docstring says of it."""
+    from docstring_parser import parse
+
+    meanings = {param.arg_name: param.description or "" for param in parse(function.__doc__ or "").params}
+    parameters = signature(function).parameters.values()
+    return {p.name: meanings.get(p.name, "") for p in parameters if p.kind is Parameter.VAR_POSITIONAL}
 
 
 def _check_configs(words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.options import Options
 from lit_rerank.packing import Packer
-from lit_rerank.scoring import token_logps
+from lit_rerank.scoring import token_logits
 
 
 class Stepwise(Decoder):
@@ -33,7 +33,7 @@ class Stepwise(Decoder):
         """Ask the model for its next choice in each of the windows."""
         packer = Packer()
         options = [state.ask(packer) for state in states]
-        answers = token_logps(self.model, packer.pack(self.model.device)).tolist()
+        answers = token_logits(self.model, packer.pack(self.model.device)).tolist()
         return [(state, own, answers) for state, own in zip(states, options, strict=True)]
 
 

@@ -78,6 +78,7 @@ class Ranking:
     Attributes:
         order: indices into `record.passages`, best first.
         decoded: the answer to each window, in the order of reading.
+        shown: each window's passages, as indices into `record.passages` in the order in which the model read them.
         probabilities: of each in `order`, how probable the choice was that put it there (see `Decoded.logps`); 0 for
             what was not reranked or read from a generated text.
     """
@@ -85,6 +86,7 @@ class Ranking:
     record: RankingRecord
     order: tuple[int, ...]
     decoded: tuple[Decoded, ...]
+    shown: tuple[tuple[int, ...], ...]
     probabilities: tuple[float, ...]
 
     @property
@@ -113,6 +115,7 @@ def rerank(records: Sequence[RankingRecord], decode: Decode, sliding: SlidingWin
     orders = [list(range(len(record.passages))) for record in records]
     probabilities = [[0.0] * len(record.passages) for record in records]
     answers: list[list[Decoded]] = [[] for _ in records]
+    read: list[list[tuple[int, ...]]] = [[] for _ in records]
     spans = [sliding.spans(len(record.passages)) for record in records]
     choices = [sliding.choices(len(record.passages)) for record in records]
     for turn in range(max(map(len, spans), default=0)):
@@ -120,13 +123,14 @@ def rerank(records: Sequence[RankingRecord], decode: Decode, sliding: SlidingWin
         windows = [Window.of(records[i], orders[i][slice(*spans[i][turn])]) for i in active]
         for i, decoded in zip(active, decode(windows, [choices[i][turn] for i in active]), strict=True):
             start, end = spans[i][turn]
-            shown = orders[i][start:end]
+            shown = tuple(orders[i][start:end])
             orders[i][start:end] = [shown[identifier - 1] for identifier in decoded.permutation]
             probabilities[i][start:end] = map(exp, decoded.logps or [-inf] * (end - start))
             answers[i].append(decoded)
+            read[i].append(shown)
     return [
-        Ranking(record, tuple(order), tuple(decoded), tuple(probable))
-        for record, order, decoded, probable in zip(records, orders, answers, probabilities, strict=True)
+        Ranking(record, tuple(order), tuple(decoded), tuple(shown), tuple(probable))
+        for record, order, decoded, shown, probable in zip(records, orders, answers, read, probabilities, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The one thing that training asks of a model: log-probabilities of tokens after contexts."""
+"""What is asked of a model: how likely tokens are after contexts. Training and decoding ask in one forward each."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from lit_rerank.backbone import is_compiled
 from lit_rerank.errors import UserError
@@ -28,6 +28,23 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
+    logits, place = _read(model, packed)
+    return logits[place, packed.token] - logits.logsumexp(-1)[place]
+
+
+def token_logits(model: "PreTrainedModel", packed: Packed) -> Tensor:
+    """As `token_logps`, but for what all tokens of one place have in common: enough to choose among them.
+
+    Of the model's head, only the columns of these tokens are computed.
+    """
+    tokens, column = packed.token.unique(return_inverse=True)
+    with _head_columns(model, tokens) as narrowed:
+        logits, place = _read(model, packed)
+    return logits[place, column if narrowed else packed.token]
+
+
+def _read(model: "PreTrainedModel", packed: Packed) -> tuple[Tensor, Tensor]:
+    """Logits (places, vocabulary) of the places that are asked about, and which of these each question has."""
     check_packable(model)
     padding = (0, -len(packed) % COMPILED_LENGTH if is_compiled(model) else 0)
     places, place = packed.place.unique(return_inverse=True)
@@ -39,8 +56,7 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
             layout=packed.layout,
             use_cache=False,
         ).logits[0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits[place, packed.token] - logits.logsumexp(-1)[place]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), place
 
 
 def check_packable(model: "PreTrainedModel") -> None:
@@ -68,3 +84,19 @@ def head_input(model: "PreTrainedModel", kept: Callable[[Tensor], Tensor]) -> It
     head: Any = model.get_output_embeddings()
     with head.register_forward_pre_hook(keep):
         yield
+
+
+@contextmanager
+def _head_columns(model: "PreTrainedModel", tokens: Tensor) -> Iterator[bool]:
+    """Inside, the model's head computes these tokens' logits only; False where it is no plain matrix, and does not."""
+    head: Any = model.get_output_embeddings()
+    plain = type(head) is torch.nn.Linear
+    if not plain:
+        yield False
+        return
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    head.forward = lambda hidden: linear(hidden, weight, bias)
+    try:
+        yield True
+    finally:
+        del head.forward  # its class has the ordinary one

@@ -24,6 +24,7 @@ from lit_rerank.evaluation.report import make_way, progress_bar, report
 
 MODEL = "models/smollm2-135m-instruct"
 TOLERANCE = 1e-4
+BATCH = 8  # windows that `generate` does at a time
 
 
 @dataclass
@@ -55,17 +56,19 @@ class Grammar:
         return self._paths[chosen]
 
 
-def constrained(model: Any, encoder: WindowEncoder, window: Window) -> Decoded:
-    """A window's order by `generate`, with its choices' log-probabilities from whole logits."""
-    grammar = Grammar(window, encoder)
-    prompt = encoder.encode_prompt(window)
+def constrained(model: Any, encoder: WindowEncoder, windows: Sequence[Window]) -> list[Decoded]:
+    """The windows' orders by one `generate`, padded on the left; the choices' log-probabilities from whole logits."""
+    grammars = [Grammar(window, encoder) for window in windows]
+    prompts = [encoder.encode_prompt(window) for window in windows]
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
     end: Any = encoder.chat.tokenizer.convert_tokens_to_ids(encoder.chat.end_of_turn)
     with torch.no_grad():
         output = model.generate(
-            input_ids=torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            prefix_allowed_tokens_fn=lambda _, ids: grammar.allowed(tuple(ids[len(prompt) :].tolist())) or [end],
-            max_new_tokens=encoder.completion_length(len(window)),
+            input_ids=torch.tensor([[end] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]),
+            attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+            prefix_allowed_tokens_fn=lambda row, ids: grammars[row].allowed(tuple(ids[longest:].tolist())) or [end],
+            max_new_tokens=max(encoder.completion_length(len(window)) for window in windows),
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -76,17 +79,26 @@ def constrained(model: Any, encoder: WindowEncoder, window: Window) -> Decoded:
             return_dict_in_generate=True,
             output_logits=True,
         )
-    ids = tuple(output.sequences[0, len(prompt) :].tolist())
-    text = str(encoder.chat.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    answers = [tuple(ids) for ids in output.sequences[:, longest:].tolist()]
+    return [
+        _read_back(encoder, window, answers[row], [logits[row] for logits in output.logits])
+        for row, window in enumerate(windows)
+    ]
+
+
+def _read_back(encoder: WindowEncoder, window: Window, answer: Ids, logits: Sequence[torch.Tensor]) -> Decoded:
+    """What a generated answer says; after its end it may be padded."""
+    text = str(encoder.chat.tokenizer.decode(list(answer), skip_special_tokens=True)).strip()
     permutation = encoder.format.parse(text, len(window)).permutation
     encoded = encoder.encode(replace(window, permutation=permutation))
-    if encoded.ids[len(prompt) :] != ids:
+    written = encoded.ids[encoded.prompt_length :]
+    if answer[: len(written)] != written:
         raise AssertionError(f"generate has left the grammar: {text!r}")
     logps = []
     for choice in encoded.choices:
-        places = range(choice.start - len(prompt), choice.end - len(prompt))
+        places = range(choice.start - encoded.prompt_length, choice.end - encoded.prompt_length)
         rows = [
-            (output.logits[place][0, list(allowed)].double().log_softmax(-1), allowed.index(ids[place]))
+            (logits[place][list(allowed)].double().log_softmax(-1), allowed.index(answer[place]))
             for place, allowed in zip(places, choice.allowed, strict=True)
         ]
         logps.append(sum(float(row[i]) for row, i in rows))
@@ -131,14 +143,14 @@ def main() -> None:
     settings = replace(load_prompt_settings(args.adapter or args.model), max_passage_tokens=60)
     encoder = WindowEncoder(load_tokenizer(args.model), settings, context_length(args.model))
     model = load_for_inference(args.model, args.adapter, dtype="float32", device="cpu")
-    windows = real_windows(args.data, args.windows, range(2, 21))
-    ours = Stepwise(model, encoder)(windows)
+    windows = sorted(real_windows(args.data, args.windows, range(2, 21)), key=len)
     differences = []
     with progress_bar("windows", len(windows)) as advance:
-        for window, decoded in zip(windows, ours, strict=True):
-            theirs = constrained(model, encoder, window)
-            differences.append((decoded.permutation == theirs.permutation, difference(decoded, theirs)))
-            advance(1)
+        for start in range(0, len(windows), BATCH):
+            batch = windows[start : start + BATCH]
+            for ours, theirs in zip(Stepwise(model, encoder)(batch), constrained(model, encoder, batch), strict=True):
+                differences.append((ours.permutation == theirs.permutation, difference(ours, theirs)))
+            advance(len(batch))
     largest = max(apart for _, apart in differences)
     same = sum(equal for equal, _ in differences)
     report({"windows": len(windows), "equal": same, "largest_difference": largest}, args.metrics)

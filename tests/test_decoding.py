@@ -61,8 +61,7 @@ def test_choices_are_those_of_generate_under_the_same_constraint(
 ) -> None:
     decoder = stepwise(save_tiny_model(tmp_path, tokenizer=chat_tokenizer(*pair)), form)
     shown = [window for window in windows() if 1 < len(window) < 13]
-    for window, found in zip(shown, decoder(shown), strict=True):
-        expected = constrained(decoder.model, decoder.encoder, window)
+    for found, expected in zip(decoder(shown), constrained(decoder.model, decoder.encoder, shown), strict=True):
         assert_equal_choices(found, expected)
         assert found.text == expected.text
 
@@ -71,14 +70,15 @@ def test_choices_are_those_of_generate_under_the_same_constraint(
 @pytest.mark.parametrize("trained", [False, True], ids=["base", "trained adapter"])
 def test_real_windows(trained: bool, shared_data: Path) -> None:
     encoder = WindowEncoder(load_tokenizer(str(MODEL)), PromptSettings(max_passage_tokens=30), 8192)
-    shown = real_windows(shared_data / "train", 12, (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20))[:: 4 if trained else 1]
+    shown = real_windows(shared_data / "train", 12, (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20))
     model: Any = load_model(str(MODEL), dtype="float32")
     if trained:
         model = load_backbone(BackboneSettings(str(MODEL), dtype="float32", lora=LoraSettings(r=4)))
         learn(model, encoder, shown[0])
     decoder = Stepwise(model, encoder)
-    for window, found in zip(shown, decoder(shown), strict=True):
-        assert_equal_choices(found, constrained(model, encoder, window))
+    together = [*constrained(model, encoder, shown[:-1]), *constrained(model, encoder, shown[-1:])]
+    for found, expected in zip(decoder(shown), together, strict=True):
+        assert_equal_choices(found, expected)
 
 
 def learn(model: Any, encoder: WindowEncoder, window: Window) -> None:
@@ -111,6 +111,8 @@ def read_again(decoder: Stepwise, window: Window, choices: int) -> Decoded:
             going_on = following(decoder, state, path, left)
             path += (max(going_on, key=going_on.__getitem__),)
         chosen[left[path]] = scores.pop(left[path])
+    if len(scores) == 1:  # what alone is left is certain
+        scores = dict.fromkeys(scores, 0.0)
     order = chosen | dict(sorted(scores.items(), key=lambda item: -item[1]))
     return Decoded(tuple(order), tuple(order.values()))
 
@@ -154,7 +156,7 @@ def test_every_token_but_the_last_steps_is_read_once(tiny_model: Path) -> None:
 
 def test_the_first_choices_scores_order_the_window(tiny_model: Path) -> None:
     decoder = stepwise(tiny_model)
-    for window in windows():
+    for window in [window for window in windows() if len(window) > 2]:
         (found,) = First(decoder.model, decoder.encoder)([window])
         (step,) = decoder([window], [1])
         scores = dict(zip(step.permutation, step.logps or (), strict=True))
@@ -215,9 +217,9 @@ def test_compiled_layers_decode_uncompiled(tiny_model: Path) -> None:
 
 
 def test_only_what_is_asked_for_must_fit_the_context(tiny_model: Path) -> None:
-    model, context = load_model(str(tiny_model)), 470
+    model, window, free = load_model(str(tiny_model)), windows()[3], coder(tiny_model)
+    context = len(free.encode_prompt(window)) + free.completion_length(12, 2)
     decoder = Stepwise(model, coder(tiny_model, context=context))
-    window = windows()[3]
     with pytest.raises(UserError, match=rf"query 'q3': 12 passages .* exceed the context of {context}"):
         decoder([window])
     assert len(decoder([window], [2])[0].permutation) == 12

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes", "torchmetrics"}
+HEAVY = {
+    "torch",
+    "lightning",
+    "transformers",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "torchmetrics",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+}
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def run(checkout: Path, *words: str, **environment: str) -> tuple[str, set[str]]
     return done.stdout, {name.split(".")[0] for name in re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["rerank", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["rerank", "--help"], ["compare", "--help"]])
 def test_evaluates_help_imports_nothing_heavy(checkout: Path, words: list[str]) -> None:
     said, imported = run(checkout, "evaluate.py", *words)
     assert "usage: evaluate.py" in said

@@ -73,6 +73,7 @@ def test_wheel_holds_the_data_files(wheel: Path) -> None:
     files = {str(file.relative_to(ROOT)) for file in folder.iterdir() if file.suffix in (".txt", ".tsv", ".md")}
     assert len(files) == 8
     assert files <= names_in(wheel)
+    assert "lit_rerank/comparison/page.html" in names_in(wheel)
 
 
 def test_wheel_holds_nothing_else(wheel: Path) -> None:

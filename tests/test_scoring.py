@@ -15,7 +15,7 @@ from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
 from lit_rerank.errors import UserError
 from lit_rerank.packing import Packer
-from lit_rerank.scoring import token_logps
+from lit_rerank.scoring import token_logits, token_logps
 from tests.test_packing import seen_by_layout
 
 VOCABULARY = 300
@@ -52,6 +52,12 @@ def load(directory: Path) -> PreTrainedModel:
 def with_adapted_head(directory: Path) -> PreTrainedModel:
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
     return get_peft_model(load(directory), config)
+
+
+def with_bias(directory: Path) -> PreTrainedModel:
+    model = load(directory)
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
+    return model
 
 
 def checkpointed(directory: Path) -> PreTrainedModel:
@@ -145,6 +151,19 @@ def test_trunks_of_one_beginning_fill_their_caches(tiny_model: Path) -> None:
             torch.testing.assert_close(token_logps(model, packer.pack()), expected, atol=1e-5, rtol=1e-4)
         for cache in caches:
             cache.length = lengths
+
+
+@pytest.mark.parametrize("make", [load, with_adapted_head, with_bias])
+def test_logits_are_log_probabilities_but_for_what_is_common_to_a_place(make, tiny_model: Path) -> None:
+    model, (packer, _) = make(tiny_model).eval(), questions_about(trunks=2)
+    packed = packer.pack()
+    with torch.no_grad():
+        logits, logps = token_logits(model, packed), token_logps(model, packed)
+    for place in packed.place.unique():
+        asked = packed.place == place
+        apart = logits[asked] - logps[asked]
+        torch.testing.assert_close(apart, apart[:1].expand_as(apart), atol=1e-5, rtol=0)
+    assert model(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, model.config.vocab_size)
 
 
 def test_every_token_is_read_once(tiny_model: Path) -> None:

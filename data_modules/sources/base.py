@@ -1,7 +1,8 @@
-"""What all sources share: lines read safely, fields checked, and what happens to a broken line."""
+"""What all sources share: lines read safely and written, fields checked, and what happens to a broken line."""
 
 import gzip
 import json
+import os
 import re
 import reprlib
 import sys
@@ -115,6 +116,19 @@ def read_array(path: Path) -> list[Any]:
     if not isinstance(items, list):
         raise UserError(f"{path}: must hold a JSON array; a file with one object a line is to be named .jsonl")
     return items
+
+
+def write_rows(rows: Iterable[Row], path: str | Path) -> None:
+    """Write a row a line, packed where the name ends in `.gz`. The file is put in place only once it is whole."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(temporary, "wb") if path.suffix == ".gz" else temporary.open("wb") as file:
+            for row in rows:
+                file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_object(raw: Any) -> Row:

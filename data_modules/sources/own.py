@@ -1,8 +1,5 @@
 """The project's own layout, read and written."""
 
-import gzip
-import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from data_modules.sources.base import (
     passage,
     text,
     whole_numbers,
+    write_rows,
 )
 
 
@@ -44,15 +42,7 @@ class JsonlSource(Source[RankingRecord]):
 
 def write_jsonl(records: Iterable[RankingRecord], path: str | Path) -> None:
     """Write the layout that `JsonlSource` reads. The file is put in place only once it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with gzip.open(temporary, "wb") if path.suffix == ".gz" else temporary.open("wb") as file:
-            for record in records:
-                file.write(json.dumps(_row(record), allow_nan=False).encode() + b"\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_rows(map(_row, records), path)
 
 
 def _record(row: Row) -> RankingRecord:

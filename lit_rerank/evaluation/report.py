@@ -16,9 +16,14 @@ def make_way(path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
+def write_figures(result: dict[str, Any], path: str) -> None:
+    """Write the figures as JSON."""
+    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+
+
 def report(result: dict[str, Any], path: str) -> None:
     """Write the figures as JSON, and print the same."""
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(result, path)
     for name, value in result.items():
         print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
 

@@ -4,12 +4,13 @@ What needs torch is imported by the functions that use it: `--help` reads this m
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from data_modules.catalogue import open_collection
+from data_modules.choices import WindowChoices, write_choices
 from data_modules.first_stage import open_first_stage
 from data_modules.records import RankingRecord, Window
 from data_modules.sources.detect import open_candidates
@@ -19,7 +20,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, progress_bar, report
 
 if TYPE_CHECKING:
-    from lit_rerank.decoder import Decoded
+    from lit_rerank.decoder import Decoded, Decoder
     from lit_rerank.reranker import Ranking, Reranker
 
 
@@ -42,6 +43,7 @@ def rerank_candidates(
     repeat_identifier: bool | None = None,
     queries: int | None = None,
     shuffle: int | None = None,
+    choices: str | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     max_batch_tokens: int = 20_000,
     self_consistency: int = 1,
@@ -77,6 +79,7 @@ def rerank_candidates(
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
+        choices: a JSONL(.gz) file to write, for compare: what was chosen in each window, and how surely.
         measures: by ir-measures' names.
         max_batch_tokens: so many tokens are decoded at a time.
         self_consistency: above 1, each window is read in so many random orders, and the orders are made one.
@@ -90,9 +93,12 @@ def rerank_candidates(
 
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth, top_k)
+    if choices is not None and self_consistency > 1:
+        raise UserError("choices are those of one reading; with self_consistency there are several of each window")
     records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
-    for path in (run, metrics):
-        make_way(path)
+    for path in (run, metrics, choices):
+        if path is not None:
+            make_way(path)
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -113,6 +119,8 @@ def rerank_candidates(
     rankings = with_progress(shown, reranker)
     seconds = time.perf_counter() - started
     write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
+    if choices is not None:
+        write_choices(_choices(rankings, reranker), choices)
     result = {
         **_measured(rankings, records, parsed),
         "queries": len(records),
@@ -180,6 +188,23 @@ def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "li
             return reranker.decoder(windows, choices, advance)
 
         return rerank(records, decode, reranker.sliding)
+
+
+def _choices(rankings: "Sequence[Ranking]", reranker: "Reranker") -> Iterator[WindowChoices]:
+    """What was chosen in each window; each was read once."""
+    decoder = cast("Decoder", reranker.decoder)
+    for ranking in rankings:
+        passages, wanted = ranking.record.passages, reranker.sliding.choices(len(ranking.record.passages))
+        for turn, (shown, decoded, matter) in enumerate(zip(ranking.shown, ranking.decoded, wanted, strict=True)):
+            yield WindowChoices(
+                ranking.record.qid,
+                turn,
+                tuple(passages[i].docid for i in shown),
+                decoded.permutation,
+                decoder.choices(len(shown), matter),
+                decoded.logps,
+                decoded.malformed,
+            )
 
 
 def in_first_stage_order(records: Sequence[RankingRecord]) -> dict[str, list[tuple[str, float]]]:
