@@ -137,9 +137,9 @@ def sweep_scales(
         result["points"].append({"scale": scale, "ranking": figures, "retention": kept, "seconds": seconds})
         mark_pareto(result)
         (folder / "sweep.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(line(result["points"][-1], result))
+        print(table(result), flush=True)
     draw(result, folder / "sweep.png")
-    print(f"\n{folder / 'sweep.json'}, {folder / 'sweep.png'}\n" + table(result))
+    print(f"{folder / 'sweep.json'}, {folder / 'sweep.png'}")
     return result
 
 
@@ -181,14 +181,14 @@ def mark_pareto(result: dict[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The points, one a line."""
+    """The points so far, one a line; a star marks those that none of them beats."""
     head = f"{'scale':>6} {result['retention']:>12} {result['measure']:>12}"
     first = f"{'':6} {'first stage':>12} {result['first_stage'][result['measure']]:12.4f}"
     return "\n".join([head, first, *(line(point, result) for point in result["points"])])
 
 
 def line(point: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """A point: scale, retention, quality of ranking, and a mark where none is better."""
+    """A point: scale, retention, quality of ranking, and a star where none is better."""
     retained, ranked = position(point, result)
     return f"{point['scale']:6g} {retained:12.4f} {ranked:12.4f}{' *' if point['pareto'] else ''}"
 
@@ -205,7 +205,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     unbeaten = [place for point, place in zip(points, places, strict=True) if point["pareto"]]
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     axis.plot(*zip(*places, strict=True), "o-", color="tab:gray", label="by strength of the adapter")
-    axis.plot(*zip(*unbeaten, strict=True), "o", color="tab:blue", ms=9, label="no other is better in both (Pareto)")
+    axis.plot(*zip(*unbeaten, strict=True), "o", color="tab:blue", ms=9, label="none beats it (Pareto)")
     for point, place in zip(points, places, strict=True):
         axis.annotate(f"s = {point['scale']:g}", place, xytext=(7, 5), textcoords="offset points")
     axis.axhline(result["first_stage"][result["measure"]], color="tab:gray", ls=":", label="first stage")
