@@ -12,13 +12,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from data_modules.records import Passage, RankingRecord
+from data_modules.replay import WithReplay
 from data_modules.sources.base import Source
+from data_modules.sources.messages import MessagesSource
 from data_modules.sources.preferences import PreferencePair
 from data_modules.trec import check_writable
 from data_modules.windows import Augmentation, EpochSampler
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.replay import ConversationEncoder
 
 if TYPE_CHECKING:
     import datasets
@@ -33,11 +36,13 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         train: records to learn from.
         val: records whose loss is watched; each gives the same windows at every validation.
         candidates: lists that validation, test and predict rerank (with `qrels`, they are measured).
+        replay: general conversations to be learned from besides, against forgetting.
+        replay_share: so much of an epoch's examples are conversations, 0.1 a tenth; all windows still come.
         tokenizer: Hugging Face id or directory; linked to the model's by train.py.
         prompt: linked to the model's by train.py.
         augmentation: how windows are drawn from records.
         choices: learn from the first so many choices of a teacher only; null: from all.
-        batch_size: windows of a training step on one process.
+        batch_size: examples of a training step on one process.
         val_batch_size: windows or candidate lists of a validation step.
         num_workers: processes that encode windows.
         seed: of all draws.
@@ -49,6 +54,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         train: Source | None = None,
         val: Source | None = None,
         candidates: Source | None = None,
+        replay: MessagesSource | None = None,
+        replay_share: float = 0.1,
         tokenizer: str = "",
         prompt: PromptSettings | None = None,
         augmentation: Augmentation | None = None,
@@ -64,9 +71,14 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(f"data.choices is {choices}; it must be at least 1, or null for all")
         if min(batch_size, val_batch_size) < 1:
             raise UserError(f"data.batch_size {batch_size} and val_batch_size {val_batch_size} must be at least 1")
+        if not 0 < replay_share < 1:
+            raise UserError(
+                f"data.replay_share is {replay_share}; it must be above 0 and below 1, a share of all examples"
+            )
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}; 0 loads in the training process itself")
         self.sources = {"train": train, "val": val, "candidates": candidates}
+        self.replay, self.replay_share = replay, replay_share
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
         self.prompt = prompt or PromptSettings()
         self.augmentation = augmentation or Augmentation()
@@ -86,6 +98,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         ):
             if name not in self.records and self.sources[name] is not None:
                 self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
+        if stage == "fit" and self.replay is not None and "replay" not in self.records:
+            self.records["replay"] = _load("replay", self.replay)
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
 
@@ -97,7 +111,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def train_dataloader(self) -> Any:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
-        examples = _Examples(self, "train", self.augmentation.windows_per_record)
+        examples: Any = _Examples(self, "train", self.augmentation.windows_per_record)
+        if self.replay is not None:
+            encoder, skip = ConversationEncoder(self.encoder), self.replay.on_error == "skip"
+            examples = WithReplay(examples, self.records["replay"], encoder, self.replay_share, skip, self.seed)
         return StatefulDataLoader(examples, **self._loading(examples, self.batch_size, shuffle=True))
 
     def val_dataloader(self) -> list[Any]:

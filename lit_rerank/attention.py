@@ -69,16 +69,16 @@ def _in_layout(
     settings: dict[str, Any],
 ) -> Tensor:
     """Trunk by trunk, each with the beginning that all share; what that sees is kept of the first one only."""
-    outputs, beginning = [], slice(0, layout.common)
+    outputs = []
     for number, segment in enumerate(layout.segments):
         if segment.cache and segment.cache.length:
             k, v = segment.cache.extend(layer, key[:, :, segment.branches], value[:, :, segment.branches])
             mask = _continued_mask(layout, segment, window)
             outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
             continue
-        q, k, v = (_joined(x, beginning, segment.trunk) for x in (query, key, value))
+        q, k, v = (_joined(x, slice(0, segment.common), segment.trunk) for x in (query, key, value))
         seen = _attend(q, k, v, _trunk_mask(q, window), **settings)
-        outputs.append(seen[:, :, layout.common :] if number else seen)
+        outputs.append(seen[:, :, segment.common :] if number else seen)
         if segment.cache:
             segment.cache.extend(layer, k, v)
         if len(segment.visible):

@@ -77,8 +77,10 @@ def evaluate(args: Sequence[str] | None = None) -> None:
 
         from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.index import index_collection
+        from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
+        from lit_rerank.evaluation.sweep import SCALES, sweep_scales
 
         set_parsing_settings(add_print_completion_argument=True)
         parser = ArgumentParser(
@@ -90,6 +92,8 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         functions: dict[str, Callable[..., Any]] = {
             "rerank": rerank_candidates,
             "mmlu": answer_mmlu,
+            "merge": merge_adapter,
+            "sweep": sweep_scales,
             "compare": compare_runs,
             "index": index_collection,
         }
@@ -100,7 +104,11 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             )
             for word, meaning in _variadic(function).items():
                 command.add_argument(word, nargs="+", type=str, help=meaning)
-            command.add_function_arguments(function, as_group=False)
+            # A list that is an ordinary option would have to be written as JSON.
+            command.add_function_arguments(function, as_group=False, skip={"scales"})
+            if name == "sweep":
+                scales = "strengths of the adapter: 0 is the base model, 1 the adapter as trained"
+                command.add_argument("--scales", nargs="+", type=float, default=list(SCALES), help=scales)
             commands.add_subcommand(name, command)
         chosen = parser.parse_args(list(args) if args is not None else None)
         function, options = functions[chosen.subcommand], vars(chosen[chosen.subcommand])

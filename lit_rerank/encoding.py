@@ -77,6 +77,9 @@ class WindowEncoder:
         tokenizer: a fast tokenizer with a chat template.
         settings: format and limits.
         context: the model's context in tokens; `settings.max_length` may lower it.
+
+    Attributes:
+        lead: what stands between a prompt and its answer.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class WindowEncoder:
         self.max_length = min(limit for limit in (settings.max_length, context, 10**9) if limit is not None)
         self._identifiers: dict[tuple[int, bool], Ids] = {}
         self._completion_lengths: dict[tuple[int, int | None], int] = {}
-        self._lead = self.chat.lead(self.format.render((1, 2)).text)
+        self.lead = self.chat.lead(self.format.render((1, 2)).text)
 
     # -- text ---------------------------------------------------------------------------------------------------
 
@@ -134,12 +137,12 @@ class WindowEncoder:
             raise UserError(f"query {window.qid!r} has no teacher permutation to learn from")
         prompt = self.prompt(window)
         completion = self.format.render(window.permutation)
-        before = prompt + self._lead
+        before = prompt + self.lead
         ids, offsets = self.chat.spans(before + completion.text + self.chat.end_of_turn)
         prompt_length = len(self.chat.tokenize(prompt))
         self._check_length(window, prompt_length, len(ids) - prompt_length)
         characters = [(len(before) + start, len(before) + end) for start, end in completion.choices]
-        spans = _token_spans(offsets, characters, start=prompt_length)
+        spans = token_spans(offsets, characters, start=prompt_length)
         supervised = min(limit for limit in (choices, window.choices, len(window)) if limit is not None)
         return EncodedWindow(window, ids, prompt_length, self._choices(window.permutation, spans, ids), supervised)
 
@@ -153,7 +156,7 @@ class WindowEncoder:
             prompt, lead = valid(prompt), ""
         else:
             prompt = self.chat.render([{**m, "content": self.chat.disarm(m["content"])} for m in prompt])
-            lead = self._lead
+            lead = self.lead
         whole = [
             self.chat.tokenize(prompt + lead + self.chat.disarm(text) + self.chat.end_of_turn)
             for text in (chosen, rejected)
@@ -175,7 +178,7 @@ class WindowEncoder:
             completion = self.format.render(sample)
             ids, offsets = self.chat.spans(completion.text + self.chat.end_of_turn)
             digits = completion.choices[2 if last else 1]
-            ((start, end),) = _token_spans(offsets, [digits])
+            ((start, end),) = token_spans(offsets, [digits])
             if offsets[start][0] < digits[0]:
                 raise UserError(
                     f"the tokenizer of {self.chat.name!r} merges the bracket of [{identifier}] with its digits: "
@@ -186,7 +189,7 @@ class WindowEncoder:
 
     def completion_ids(self, permutation: Sequence[int]) -> Ids:
         """The ids that follow the prompt when `permutation` is the answer, end of turn included."""
-        answer = self._lead + self.format.render(permutation).text + self.chat.end_of_turn
+        answer = self.lead + self.format.render(permutation).text + self.chat.end_of_turn
         return self.chat.tokenize(self.chat.bare_prompt + answer)[len(self.chat.tokenize(self.chat.bare_prompt)) :]
 
     def before_choice(self, chosen: Sequence[int], n: int) -> Ids:
@@ -199,10 +202,10 @@ class WindowEncoder:
         if not left:
             raise ValueError(f"all {n} passages are chosen")
         completion = self.format.render((*chosen, left[0]))
-        before = self.chat.bare_prompt + self._lead
+        before = self.chat.bare_prompt + self.lead
         ids, offsets = self.chat.spans(before + completion.text)
         digits, _ = completion.choices[-1]
-        ((end, _),) = _token_spans(offsets, [(len(before) + digits, len(before) + digits + 1)])
+        ((end, _),) = token_spans(offsets, [(len(before) + digits, len(before) + digits + 1)])
         return ids[len(self.chat.tokenize(self.chat.bare_prompt)) : end]
 
     def completion_length(self, n: int, choices: int | None = None) -> int:
@@ -254,7 +257,7 @@ def _common_prefix(*sequences: Ids) -> Ids:
     return tuple(tokens[0] for tokens in same)
 
 
-def _token_spans(
+def token_spans(
     offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], start: int = 0
 ) -> list[tuple[int, int]]:
     """Which tokens overlap each character span; both sorted. Returns `[first, last + 1)` pairs."""

@@ -1,8 +1,9 @@
 """The two LightningModules. What they share is the base class; each adds only its objective."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import lightning as L
@@ -16,8 +17,10 @@ from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
+from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
 from lit_rerank.reference import FrozenAdapter, Reference
+from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.reranker import How, Ranking, SlidingWindow, load_prompt_settings, open_decoder, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
@@ -25,6 +28,7 @@ from lit_rerank.targets import PreferenceTargets, SFTTargets
 
 Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
+Figures = Mapping[str, tuple[Tensor | float, int]]
 
 
 @dataclass
@@ -82,18 +86,34 @@ class RerankSettings:
 
 
 @dataclass
+class Questions:
+    """What an objective asks of the model about a batch's windows.
+
+    Attributes:
+        packer: the questions; others may ask more after them.
+        losses: from the answers, the loss of each window that has one, (windows,), and figures to be logged: means,
+            each with the number of things it is the mean of.
+    """
+
+    packer: Packer
+    losses: Callable[[Tensor], tuple[Tensor, Figures]]
+
+
+@dataclass
 class Objective:
     """What a batch says.
 
     Attributes:
         windows: (windows,) the loss of each window that has one.
+        replay: (conversations,) the loss of each conversation.
         tokens: how many tokens the model read.
-        figures: to be logged: means, each with the number of things it is the mean of.
+        figures: see `Questions`.
     """
 
     windows: Tensor
+    replay: Tensor
     tokens: int
-    figures: Mapping[str, tuple[Tensor | float, int]]
+    figures: Figures
 
 
 class RerankModule(L.LightningModule, Generic[Example]):
@@ -101,7 +121,11 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     One loss unit everywhere: the mean over the windows of an optimizer step, whatever batch size, accumulation and
     number of processes the step is made of. So a training step returns the *sum* over its windows, and the gradients
-    are divided by the step's number of windows just before they are used.
+    are divided by the step's number of windows just before they are used. A conversation that is replayed counts as
+    `replay_weight` windows, in the sum and in the number.
+
+    Args:
+        replay_weight: weight of a conversation in the step's mean, where a window weighs 1; 0: measured, not learned.
     """
 
     def __init__(
@@ -110,8 +134,12 @@ class RerankModule(L.LightningModule, Generic[Example]):
         prompt: PromptSettings | None = None,
         optimizer: OptimizerSettings | None = None,
         reranking: RerankSettings | None = None,
+        replay_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if replay_weight < 0:
+            raise UserError(f"replay_weight is {replay_weight}; it must not be negative")
+        self.replay_weight = replay_weight
         self.backbone = backbone
         self.prompt = prompt or PromptSettings()
         self.optimizer = optimizer or OptimizerSettings()
@@ -142,27 +170,44 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 )
 
     @abstractmethod
-    def objective(self, batch: Sequence[Example]) -> Objective:
-        """The losses of a batch, and what to log about it."""
+    def questions(self, windows: Sequence[Example]) -> Questions:
+        """What is to be asked about these windows; there may be none."""
+
+    def objective(self, batch: Sequence[Example | EncodedConversation]) -> Objective:
+        """The losses of a batch, windows and conversations, by one forward; and what to log about it."""
+        conversations = [example for example in batch if isinstance(example, EncodedConversation)]
+        asked = self.questions([example for example in batch if not isinstance(example, EncodedConversation)])
+        replay = ReplayTargets.ask(asked.packer, conversations, self.device)
+        logps, tokens = torch.empty(0, device=self.device), 0
+        if len(asked.packer):
+            packed = asked.packer.pack(self.device)
+            logps, tokens = token_logps(self.model, packed), len(packed)
+        windows, figures = asked.losses(logps)
+        if conversations:
+            cut, left_out = (sum(getattr(c, name) for c in conversations) for name in ("cut", "left_out"))
+            count = len(conversations)
+            figures = {**figures, "replay_cut": (cut / count, count), "replay_left_out": (left_out / count, count)}
+        return Objective(windows, replay.losses(logps), tokens, figures)
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
-        """The summed loss of the batch's windows."""
+    def training_step(self, batch: Sequence[Example | EncodedConversation], batch_idx: int) -> Tensor:
+        """The summed loss of the batch's windows and conversations."""
         objective = self.objective(batch)
         self.tokens_read += objective.tokens
         self._note("train", objective)
-        if len(objective.windows) == 0:  # nothing to learn here, but every process must take part in the backward pass
+        if not objective.tokens:  # nothing to learn here, but every process must take part in the backward pass
             return 0.0 * torch.stack([p.sum() for p in trainable_parameters(self).values()]).sum()
-        return objective.windows.sum()
+        return objective.windows.sum() + self.replay_weight * objective.replay.sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         figures = self._figures["train"].collect()
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
-        _, windows = figures.get("loss", (0.0, 0))
+        (_, windows), (_, replayed) = (figures.get(name, (0.0, 0)) for name in ("loss", "replay_loss"))
+        weight = windows + self.replay_weight * replayed
         for parameter in trainable_parameters(self).values():
-            if parameter.grad is not None and windows:
-                parameter.grad *= self.trainer.accumulate_grad_batches * self.trainer.world_size / windows
+            if parameter.grad is not None and weight:
+                parameter.grad *= self.trainer.accumulate_grad_batches * self.trainer.world_size / weight
             else:  # zeros would let momentum and weight decay act where nothing was learned
                 parameter.grad = None
         self._log_step(figures)
@@ -223,8 +268,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         return {"rankings": rankings}
 
     def _note(self, stage: str, objective: Objective) -> None:
-        windows = objective.windows.detach()
-        self._figures[stage].add("loss", windows.mean(), len(windows))
+        for name, losses in (("loss", objective.windows), ("replay_loss", objective.replay)):
+            self._figures[stage].add(name, losses.detach().mean(), len(losses))
         for name, (value, weight) in objective.figures.items():
             self._figures[stage].add(name, value, weight)
 
@@ -280,6 +325,7 @@ class SFTModule(RerankModule[EncodedWindow]):
         remaining_weight: the same where the teacher's order is unknown and any identifier that remains is right; all
             tokens that are no choice weigh 1.
         normalise_choices: take a choice's probability over the identifiers that remain, not over the vocabulary.
+        replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
     """
 
     def __init__(
@@ -291,28 +337,33 @@ class SFTModule(RerankModule[EncodedWindow]):
         choice_weight: float = 1.0,
         remaining_weight: float = 1.0,
         normalise_choices: bool = False,
+        replay_weight: float = 1.0,
     ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking)
+        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
         for name, weight in (("choice_weight", choice_weight), ("remaining_weight", remaining_weight)):
             if weight < 0:
                 raise UserError(f"{name} is {weight}; it must not be negative")
         self.choice_weight, self.remaining_weight = choice_weight, remaining_weight
         self.normalise_choices = normalise_choices
 
-    def objective(self, batch: Sequence[EncodedWindow]) -> Objective:
-        targets = SFTTargets.build(batch, self.device)
-        logps = token_logps(self.model, targets.packed)
+    def questions(self, windows: Sequence[EncodedWindow]) -> Questions:
+        if not windows:
+            return Questions(Packer(), lambda _: (torch.empty(0, device=self.device), {}))
+        targets = SFTTargets.build(windows, self.device)
+        return Questions(targets.packer, partial(self._losses, targets))
+
+    def _losses(self, targets: SFTTargets, logps: Tensor) -> tuple[Tensor, Figures]:
         loss = targets.loss(logps, self.choice_weight, self.remaining_weight, self.normalise_choices)
         figures: dict[str, tuple[Tensor | float, int]] = {
-            "choice_loss": (loss.choice, len(batch)),
-            "choice_nll": (loss.choice_nll, len(batch)),
-            "rest_loss": (loss.rest, len(batch)),
-            "choice_accuracy": (loss.accuracy, len(batch)),
-            "no_skill": (targets.no_skill, len(batch)),
+            "choice_loss": (loss.choice, targets.windows),
+            "choice_nll": (loss.choice_nll, targets.windows),
+            "rest_loss": (loss.rest, targets.windows),
+            "choice_accuracy": (loss.accuracy, targets.windows),
+            "no_skill": (targets.no_skill, targets.windows),
         }
         if targets.unordered_windows:
             figures["remaining_loss"] = (loss.remaining, targets.unordered_windows)
-        return Objective(loss.windows, len(targets.packed), figures)
+        return loss.windows, figures
 
 
 class DPOModule(RerankModule[PreferenceExample]):
@@ -326,6 +377,7 @@ class DPOModule(RerankModule[PreferenceExample]):
         sft_weight: weight of the chosen completions' mean cross-entropy per token, added to the loss.
         step_weights: how a window's steps are weighed: `uniform`, or `ndcg`, by the nDCG that their wrong choices cost
             (of several, in the mean; a window whose passages are all judged alike then has no loss but sft_weight's).
+        replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
     """
 
     def __init__(
@@ -340,8 +392,9 @@ class DPOModule(RerankModule[PreferenceExample]):
         label_smoothing: float = 0.0,
         sft_weight: float = 0.0,
         step_weights: Literal["uniform", "ndcg"] = "uniform",
+        replay_weight: float = 1.0,
     ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking)
+        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
         if beta <= 0 or not 0 <= label_smoothing < 0.5:
             raise UserError(f"beta {beta} must be above 0, label_smoothing {label_smoothing} in [0, 0.5)")
         if label_smoothing and loss not in ("sigmoid", "robust"):
@@ -356,13 +409,19 @@ class DPOModule(RerankModule[PreferenceExample]):
             self.reference.attach(self.model, self.backbone)
             self.model.train()  # whatever attaching a frozen one has switched off
 
-    def objective(self, batch: Sequence[PreferenceExample]) -> Objective:
-        candidates = PreferenceTargets.build(batch, self.device)
+    def questions(self, windows: Sequence[PreferenceExample]) -> Questions:
+        candidates = PreferenceTargets.build(windows, self.device)
         picked = None if candidates is None else candidates.picked(self.reference.token_logps(candidates.packed))
         if picked is None:
-            return Objective(torch.empty(0, device=self.device), 0, {"preferences": (0.0, len(batch))})
+            none = torch.empty(0, device=self.device)
+            return Questions(Packer(), lambda _: (none, {"preferences": (0.0, len(windows))}))
         targets, reference = picked
-        policy = targets.completion_logps(token_logps(self.model, targets.packed))
+        return Questions(targets.packer, partial(self._losses, targets, reference, len(windows)))
+
+    def _losses(
+        self, targets: PreferenceTargets, reference: tuple[Tensor, Tensor], windows: int, logps: Tensor
+    ) -> tuple[Tensor, Figures]:
+        policy = targets.completion_logps(logps)
         losses, chosen, rejected = dpo_loss(*policy, *reference, self.beta, self.loss, self.label_smoothing)
         nll = -policy[0] / targets.length[targets.chosen]
 
@@ -384,12 +443,12 @@ class DPOModule(RerankModule[PreferenceExample]):
             for step in targets.step.unique().tolist()
         }
         figures: dict[str, tuple[Tensor | float, int]] = {
-            "preferences": (len(losses) / len(batch), len(batch)),
+            "preferences": (len(losses) / windows, windows),
             **{name: (mean(values).mean(), targets.windows) for name, values in by_window.items()},
             **{name: (values.mean(), len(values)) for name, values in by_step.items()},
         }
         weights = targets.lost if self.step_weights == "ndcg" else None
-        return Objective(mean(losses, weights) + self.sft_weight * mean(nll), len(targets.packed), figures)
+        return mean(losses, weights) + self.sft_weight * mean(nll), figures
 
     def on_validation_end(self) -> None:
         self.reference.save()

@@ -8,7 +8,7 @@ of one place share what they begin with, and trunks what all of them begin with:
 
 So the row is a tree of tokens. A token sees its ancestors and itself, nothing else, and has the position
 that it has among them. A trunk whose beginning a model has read before may have that in a cache: the row then holds
-only what follows.
+only what follows. A trunk of another kind stands apart, at the end of the row, with a beginning of its own.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,15 @@ class Segment:
     """Where a trunk and its branches stand in the row.
 
     Attributes:
-        trunk: the trunk's own tokens, after those that all trunks begin with; none where it goes on from a cache.
+        common: so many of the row's first tokens the trunk begins with: those of the layout, or none.
+        trunk: the trunk's own tokens, after those; none where it goes on from a cache.
         branches: its branches' tokens; with what the trunk adds to a cache before them.
         visible: (branch tokens, whole trunk + branch tokens) what each of these sees; of a trunk in a cache they see
             all, and `visible` is about the others only.
         cache: keeps what is read of the trunk.
     """
 
+    common: int
     trunk: slice
     branches: slice
     visible: Tensor
@@ -46,7 +48,7 @@ class Layout:
     """Who sees whom in a row.
 
     Attributes:
-        common: so many tokens all trunks begin with; they stand first.
+        common: so many tokens all trunks but those apart begin with; they stand first.
         segments: the trunks, in the order of the row; there is at least one.
         positions: (tokens,) how many ancestors each token has.
     """
@@ -86,9 +88,15 @@ class Packer:
         self._trees: list[_Tree] = []
         self._tokens: list[int] = []
 
-    def trunk(self, ids: Ids, cache: Cache | None = None) -> int:
-        """Announce a trunk, of which `cache` holds the first `cache.length` tokens; returns its number."""
-        self._trees.append(_Tree(ids, cache))
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def trunk(self, ids: Ids, cache: Cache | None = None, apart: bool = False) -> int:
+        """Announce a trunk, of which `cache` holds the first `cache.length` tokens; returns its number.
+
+        One that begins unlike the others is to stand `apart`: what all begin with is read once, and it would be less.
+        """
+        self._trees.append(_Tree(ids, cache, apart))
         return len(self._trees) - 1
 
     def ask(self, trunk: int, length: int, token: int, branch: Ids = ()) -> int:
@@ -104,14 +112,15 @@ class Packer:
 
     def pack(self, device: torch.device | str = "cpu") -> Packed:
         """The contexts of all that was asked, and not a token more."""
-        trees = [tree for tree in self._trees if tree.length]
+        trees = sorted((tree for tree in self._trees if tree.length), key=lambda tree: tree.apart)
         fresh = not any(tree.cached for tree in trees)
-        common = _common_beginning([tree.trunk[: tree.length] for tree in trees]) if fresh else 0
+        common = _common_beginning([tree.trunk[: tree.length] for tree in trees if not tree.apart]) if fresh else 0
         ids, parents, places = list(trees[0].trunk[:common]), list(range(-1, common - 1)), [0] * len(self._tokens)
         positions, segments = list(range(common)), []
         for tree in trees:
-            start, known = len(ids), common + tree.cached
-            on_trunk = [*range(common), *[-1] * tree.cached, *range(start, start + tree.length - known)]  # its places
+            shared = 0 if tree.apart else common
+            start, known = len(ids), shared + tree.cached
+            on_trunk = [*range(shared), *[-1] * tree.cached, *range(start, start + tree.length - known)]  # its places
             ids += tree.trunk[known : tree.length]
             parents += [-1, *on_trunk][known : tree.length]
             middle = len(ids)
@@ -122,7 +131,7 @@ class Packer:
                 places[question] = on_trunk[~node] if node < 0 else middle + node
             middle = start if tree.cached else middle
             visible = tree.visible().to(device)
-            segments.append(Segment(slice(start, middle), slice(middle, len(ids)), visible, tree.cache))
+            segments.append(Segment(shared, slice(start, middle), slice(middle, len(ids)), visible, tree.cache))
         return Packed(
             ids=torch.tensor(ids, device=device),
             parents=tuple(parents),
@@ -144,8 +153,8 @@ class _Tree:
         questions: (number, place) of each.
     """
 
-    def __init__(self, trunk: Ids, cache: Cache | None = None) -> None:
-        self.trunk, self.cache = trunk, cache
+    def __init__(self, trunk: Ids, cache: Cache | None = None, apart: bool = False) -> None:
+        self.trunk, self.cache, self.apart = trunk, cache, apart
         self.cached = cache.length if cache else 0
         self.length = 0
         self.nodes: list[tuple[int, int]] = []

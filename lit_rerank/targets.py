@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -47,6 +48,7 @@ class SFTTargets:
     """The completions of a batch of windows. T supervised tokens, C of them belong to choices, N choices.
 
     Attributes:
+        packer: holds what is asked of the model about them.
         right: (T, most) which answers are right in the place of each of the completions' tokens: the token's own, or
             where the choice is not supervised all that are allowed; -1 for none.
         window: (T,) the window of each.
@@ -58,7 +60,7 @@ class SFTTargets:
         no_skill: mean over windows of the choice loss of guessing, in nats.
     """
 
-    packed: Packed
+    packer: Packer
     right: Tensor
     window: Tensor
     unordered_token: Tensor
@@ -67,6 +69,11 @@ class SFTTargets:
     allowed: Tensor
     choice_window: Tensor
     no_skill: float
+
+    @cached_property
+    def packed(self) -> Packed:
+        """The questions as a row, where nobody else asks any."""
+        return self.packer.pack(self.window.device)
 
     @property
     def windows(self) -> int:
@@ -107,7 +114,7 @@ class SFTTargets:
                 right.append(answers)
                 window.append(number)
         return cls(
-            packed=packer.pack(device),
+            packer=packer,
             right=_padded(right, device),
             window=torch.tensor(window, device=device),
             unordered_token=torch.tensor(unordered_token, dtype=torch.long, device=device),
@@ -124,7 +131,7 @@ class SFTTargets:
         """The objective of each window: the weighted mean of its tokens' cross-entropies.
 
         Args:
-            logps: (answers,) what the model says to `packed`.
+            logps: (answers,) what the model says to the questions; those of others may follow.
             choice_weight: weight of a supervised choice's tokens.
             remaining_weight: weight of the other choices' tokens; all that is no choice weighs 1.
             normalise: take the probability of a choice's token over the tokens allowed there, not the vocabulary.
@@ -164,6 +171,7 @@ class PreferenceTargets:
     """The completions of a batch of preferences. P preferences, at most M rejected completions in one.
 
     Attributes:
+        packer: holds what is asked of a model about them.
         completion: (answers of completions,) the completion that each is part of; these answers come first.
         length: (completions,) tokens of each.
         chosen: (P,) and rejected: (P, M) completions; -1 for none.
@@ -174,7 +182,7 @@ class PreferenceTargets:
         examples: those of the batch that have preferences.
     """
 
-    packed: Packed
+    packer: Packer
     completion: Tensor
     length: Tensor
     chosen: Tensor
@@ -220,7 +228,7 @@ class PreferenceTargets:
             for trunk, e in zip(trunks, examples, strict=True)
         )
         return cls(
-            packed=packer.pack(device),
+            packer=packer,
             completion=torch.tensor(completion, device=device),
             length=torch.tensor(length, device=device),
             chosen=torch.tensor(chosen, device=device),
@@ -232,6 +240,11 @@ class PreferenceTargets:
             choices=choices,
             examples=examples,
         )
+
+    @cached_property
+    def packed(self) -> Packed:
+        """The questions as a row, where nobody else asks any."""
+        return self.packer.pack(self.window.device)
 
     def completion_logps(self, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities of the chosen (P,) and rejected (P, M) completions; -inf for none."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from data_modules.trec import read_run
 from lit_rerank.metrics import Means, TrecMetrics, gather, means, per_query
 from tests.test_metrics import queries
-from tests.training import command, figures, train_in, write_data
+from tests.training import CONFIGS, command, figures, train_in, write_data
 
 COMMON = ("--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2")
 PAIR = ("--trainer.devices=2", "--trainer.strategy=ddp")
@@ -25,8 +25,13 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     """Two epochs of 3 steps, of 4, 4 and (of 10 windows) 2 windows."""
     name = f"{task}-{'two' if pair else 'one'}"
     own = [*COMMON, f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ())]
-    if task == "sft":
-        return command("sft", "lora", "permutations", name, *own, "--model.init_args.optimizer.lr=0.001", model=model)
+    if task in ("sft", "replay"):
+        own.append("--model.init_args.optimizer.lr=0.001")
+    if task == "replay":  # 6 conversations, of 16 examples
+        own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.375"]
+        own.append("--model.init_args.replay_weight=0.5")
+    if task != "dpo":
+        return command("sft", "lora", "permutations", name, *own, model=model)
     start = f"--model.init_args.backbone.adapter={folder}/sft-one/adapter"
     return command("dpo", "lora", "preferences", name, *own, start, model=model)
 
@@ -49,6 +54,7 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     (folder / f"results-{rank}.json").write_text(json.dumps(results))
     for args in (
         arguments(folder, model, "sft", True),
+        arguments(folder, model, "replay", True),
         arguments(folder, model, "dpo", True),
         predict(folder, model, True),
     ):
@@ -85,6 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Runs of one process and of two, and what the two say of metrics."""
     folder = write_data(tmp_path_factory.mktemp("ddp"), train=10, val=2, candidates=5)
     train_in(folder, arguments(folder, tiny_model, "sft", False))
+    train_in(folder, arguments(folder, tiny_model, "replay", False))
     train_in(folder, arguments(folder, tiny_model, "dpo", False))
     train_in(folder, predict(folder, tiny_model, False))
     with socket.socket() as free:
@@ -99,7 +106,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "replay", "dpo"])
 def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = (
         load_file(folder / f"{task}-{n}/checkpoints/last/adapter/adapter_model.safetensors") for n in ("one", "two")
@@ -109,18 +116,19 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
     for name, value in one.items():  # to a hundredth of SFT's learning rate: Adam enlarges float32's small differences
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
     moved = max(float((v - start.get(n, torch.zeros(()))).abs().max()) for n, v in one.items() if "lora_B" in n)
-    assert moved > (1e-3 if task == "sft" else 5e-5)
+    assert moved > (5e-5 if task == "dpo" else 1e-3)
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "replay", "dpo"])
 def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = figures(folder / f"{task}-one"), figures(folder / f"{task}-two")
-    assert len(one) == 6
+    assert len(one) == (8 if task == "replay" else 6)
     for step, row in one.items():
         for name in [name for name in row if name == "train/tokens_per_s" or (step == 1 and "accuracy" in name)]:
             del row[name], two[step][name]  # in DPO's first step rewards are 0, but for rounding
         assert two[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert "val/nDCG@10" in one[3]
+    assert "val/nDCG@10" in one[4 if task == "replay" else 3]
+    assert any("train/replay_loss" in row for row in one.values()) == (task == "replay")
     if task == "dpo":  # on_policy: not every window has a preference
         assert min(row["train/preferences"] for row in one.values()) < max(
             row["train/preferences"] for row in one.values()

@@ -38,7 +38,7 @@ def seen_by_layout(layout: Layout) -> torch.Tensor:
     """(tokens, tokens) who sees whom, put together from the layout's parts."""
     seen = torch.zeros(len(layout), len(layout), dtype=torch.bool)
     for segment in layout.segments:
-        trunk = [*range(layout.common), *range(segment.trunk.start, segment.trunk.stop)]
+        trunk = [*range(segment.common), *range(segment.trunk.start, segment.trunk.stop)]
         keys = [*trunk, *range(segment.branches.start, segment.branches.stop)]
         for i, place in enumerate(trunk):
             seen[place, trunk[: i + 1]] = True

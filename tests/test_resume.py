@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_rerank.rng import rng_state, set_rng_state
-from tests.training import Crash, command, figures, train_in, write_data
+from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
 
 CRASH = f"{Crash.__module__}.{Crash.__name__}"
 COMMON = (
@@ -65,7 +65,8 @@ def check_resume(folder: Path, name: str, args: list[str], crashes: tuple[int, .
         }
 
     whole = run(f"{name}-whole")
-    assert len({row["train/loss"] for row in whole.values()}) == len(whole) >= 6
+    losses = [(row.get("train/loss"), row.get("train/replay_loss")) for row in whole.values()]
+    assert len(set(losses)) == len(whole) >= 6
     for crash in crashes:
         with pytest.raises(RuntimeError, match="power cut"):
             run(f"{name}-{crash}", f"--trainer.callbacks+={CRASH}", f"--trainer.callbacks.at={crash}")
@@ -84,6 +85,15 @@ def test_sft_with_lora_resumes_at_the_end_and_in_the_middle_of_an_epoch(folder: 
 def test_sft_with_qlora_and_worker_processes_resumes(folder: Path, tiny_model: Path) -> None:
     args = command("sft", "qlora", "permutations", "", *COMMON, *STEPS, DROPOUT, model=tiny_model)
     check_resume(folder, "sft-qlora", [*args, "--data.init_args.num_workers=2"], crashes=(5,))
+
+
+def test_replay_resumes(folder: Path, tiny_model: Path) -> None:
+    replay = f"--config={CONFIGS / 'data' / 'replay.yaml'}"
+    share = "--data.init_args.replay_share=0.35"  # 4 of 12 examples
+    args = command("sft", "lora", "permutations", "", *COMMON, replay, share, *EPOCHS, DROPOUT, model=tiny_model)
+    check_resume(folder, "sft-replay", args, crashes=(5,))
+    rows = figures(folder / "sft-replay-whole").values()
+    assert 3 < sum("train/replay_loss" in row for row in rows) < len(rows)
 
 
 @pytest.mark.parametrize("backbone", ["lora", "qlora"])

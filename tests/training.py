@@ -33,6 +33,9 @@ def write_data(folder: Path, train: int = 8, val: int = 2, candidates: int = 2) 
     write_jsonl([record(f"v{i}", 4) for i in range(val)], data / "val.jsonl")
     lists = [record(f"c{i}", 4) for i in range(candidates)]
     write_candidates(lists, data / "val.candidates.jsonl", data / "val.qrels.txt")
+    talks = [[("user", f"What is {i} and {i}?"), ("assistant", f"It is {2 * i}.")] for i in range(5)]
+    rows = [{"messages": [{"role": role, "content": said} for role, said in talk]} for talk in talks]
+    (data / "replay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -3,6 +3,7 @@
 from data_modules.sources.candidates import CandidatesSource
 from data_modules.sources.conversations import ConversationsSource
 from data_modules.sources.irds import IrDatasetsSource
+from data_modules.sources.messages import Conversation, MessagesSource
 from data_modules.sources.own import JsonlSource
 from data_modules.sources.practice import JudgedSource, MixedSource, PointingSource
 from data_modules.sources.preferences import PairsSource, PreferencePair
@@ -14,10 +15,12 @@ from data_modules.sources.trec_run import TrecSource
 
 __all__ = [
     "CandidatesSource",
+    "Conversation",
     "ConversationsSource",
     "IrDatasetsSource",
     "JsonlSource",
     "JudgedSource",
+    "MessagesSource",
     "MixedSource",
     "PairsSource",
     "PointingSource",

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from data_modules.sources.base import OnError, Row, each, text
 from data_modules.sources.dataset import DatasetSource
+from data_modules.sources.messages import Message, message
 from lit_rerank.errors import UserError
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class PairsSource(DatasetSource[PreferencePair]):
 
     def _record(self, row: Row) -> PreferencePair:
         if isinstance(row.get("prompt"), list):
-            prompt: str | list[Message] = list(each(row, "prompt", _message))
+            prompt: str | list[Message] = list(each(row, "prompt", message))
         elif _is_conversation(row, "chosen") and _is_conversation(row, "rejected"):
             return _implicit_messages(row)
         elif "prompt" not in row:
@@ -71,7 +70,7 @@ def _is_conversation(row: Row, name: str) -> bool:
 
 
 def _implicit_messages(row: Row) -> PreferencePair:
-    chosen, rejected = each(row, "chosen", _message), each(row, "rejected", _message)
+    chosen, rejected = each(row, "chosen", message), each(row, "rejected", message)
     shared = _shared(chosen, rejected)
     if chosen[shared:] == rejected[shared:]:
         raise UserError("chosen and rejected are the same")
@@ -101,11 +100,7 @@ def _shared(first: Sequence[object], second: Sequence[object]) -> int:
 def _answer(row: Row, name: str) -> str:
     if not isinstance(row.get(name), list):
         return text(row, name)
-    messages = each(row, name, _message)
+    messages = each(row, name, message)
     if [message["role"] for message in messages] != ["assistant"]:
         raise UserError(f'"{name}" must hold exactly one message, the assistant\'s')
     return messages[0]["content"]
-
-
-def _message(row: Row) -> Message:
-    return {"role": text(row, "role"), "content": text(row, "content")}

@@ -93,21 +93,9 @@ def rerank_candidates(
 
     parsed = [parse_measure(name) for name in measures]
     sliding = SlidingWindow(window, stride, depth, top_k)
-    if queries is not None and queries < 1:
-        raise UserError(f"queries is {queries}; it must be at least 1")
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
-    records = _lists(candidates, first_stage, collection, depth, queries)
-    if qrels is not None:
-        grades = read_qrels(qrels)
-        records = [replace(record, qrels=grades.get(record.qid)) for record in records]
-    check_writable(records)
-    judged = sum(record.qrels is not None for record in records)
-    if qrels is not None and not judged:
-        raise UserError(
-            f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
-            "are they of one collection?"
-        )
+    records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
     for path in (run, metrics, choices):
         if path is not None:
             make_way(path)
@@ -136,13 +124,41 @@ def rerank_candidates(
     result = {
         **_measured(rankings, records, parsed),
         "queries": len(records),
-        "judged_queries": judged,
+        "judged_queries": sum(record.qrels is not None for record in records),
         "windows": sum(len(ranking.decoded) for ranking in rankings),
         **({"malformed_generate": sum(r.malformed for r in rankings)} if decode == "generate" else {}),
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
     return result
+
+
+def judged_lists(
+    candidates: str | None,
+    first_stage: str | None,
+    collection: str | None,
+    qrels: str | None,
+    depth: int,
+    queries: int | None,
+) -> list[RankingRecord]:
+    """The first-stage lists to rerank, with what is judged about them; they can be written as a run.
+
+    Raises:
+        UserError: where there are none, or the judgements are about other queries.
+    """
+    if queries is not None and queries < 1:
+        raise UserError(f"queries is {queries}; it must be at least 1")
+    records = _lists(candidates, first_stage, collection, depth, queries)
+    if qrels is not None:
+        grades = read_qrels(qrels)
+        records = [replace(record, qrels=grades.get(record.qid)) for record in records]
+        if all(record.qrels is None for record in records):
+            raise UserError(
+                f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
+                "are they of one collection?"
+            )
+    check_writable(records)
+    return records
 
 
 def _lists(

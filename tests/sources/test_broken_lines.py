@@ -13,6 +13,7 @@ from data_modules.sources import (
     CandidatesSource,
     ConversationsSource,
     JsonlSource,
+    MessagesSource,
     PairsSource,
     RankLLMSource,
     TeacherWindowsSource,
@@ -35,6 +36,7 @@ class Reader(NamedTuple):
 
 
 AB = [{"docid": "a", "text": "A", "score": 2.5}, {"docid": "b", "text": "B", "score": 1}]
+Q, A = ({"role": role, "content": "C"} for role in ("user", "assistant"))
 READERS = {
     "own": Reader(
         lambda path, on_error: JsonlSource(path, on_error),
@@ -57,6 +59,7 @@ READERS = {
         lambda path, on_error: PairsSource(path, on_error),
         {"prompt": "P", "chosen": "2 > 1", "rejected": "1 > 2"},
     ),
+    "messages": Reader(lambda path, on_error: MessagesSource(path, on_error), {"messages": [Q, A]}),
 }
 
 
@@ -141,6 +144,21 @@ BROKEN_FIELDS: list[tuple[str, Row, str]] = [
     ("pairs", {"rejected": "2 > 1"}, "chosen and rejected are the same"),
     ("pairs", {"chosen": []}, '"chosen" must hold exactly one message'),
     ("pairs", {"chosen": [{"role": "user", "content": "x"}]}, '"chosen" must hold exactly one message'),
+]
+BROKEN_FIELDS += [
+    ("messages", {"messages": REMOVED}, '"messages" is missing'),
+    ("messages", {"messages": "x"}, "\"messages\" must be a list of objects, not 'x'"),
+    ("messages", {"messages": ["x"]}, "\"messages\", item 1: must be a JSON object, not 'x'"),
+    ("messages", {"messages": [Q, {"role": "assistant"}]}, '"messages", item 2: "content" is missing'),
+    ("messages", {"messages": [{"content": "C"}, A]}, '"messages", item 1: "role" is missing'),
+    ("messages", {"messages": [Q, A | {"content": None}]}, 'item 2: "content" must be a string, not None'),
+    ("messages", {"messages": [Q, A | {"content": "half: \ud83d"}]}, 'item 2: "content" must be a string'),
+    ("messages", {"messages": [Q, {"role": "tool", "content": "C"}, A]}, "message 2 is of 'tool'; roles are system"),
+    ("messages", {"messages": [Q, A | {"content": " "}]}, "message 2, of the assistant, is empty"),
+    ("messages", {"messages": [Q | {"content": ""}, A]}, "message 1, of the user, is empty"),
+    ("messages", {"messages": []}, "the assistant says nothing"),
+    ("messages", {"messages": [Q]}, "the assistant says nothing"),
+    ("messages", {"messages": [A, Q, A]}, "the assistant speaks before the user"),
 ]
 BROKEN_LINES = [
     (b'{"qid": ', "not valid JSON: "),
