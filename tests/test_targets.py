@@ -269,9 +269,11 @@ def choices(model: PreTrainedModel, encoder: WindowEncoder) -> SimpleNamespace:
 
 
 def test_scores_are_probabilities_among_what_remains(choices: SimpleNamespace) -> None:
-    found = choices.targets.choices.scores(choices.logps)
-    assert [[len(p) for p in e] for e in found] == [[12 - s for s in range(11)], [3, 2], [4, 3, 2], [2]]
-    for scores, twin in zip(chain.from_iterable(found), chain.from_iterable(choices.twins), strict=True):
+    answers = choices.logps.tolist()
+    found = [[options.logps(answers) for options in asked] for asked in choices.targets.choices]
+    assert [[len(p) for p in e] for e in found] == [[12 - s for s in range(11)], [], [4, 3, 2], [2]]
+    twins = [twin for e, twin in zip(choices.batch, choices.twins, strict=True) if e.pick]
+    for scores, twin in zip(chain.from_iterable(found), chain.from_iterable(twins), strict=True):
         assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-5)
         assert [math.exp(score) for score in scores] == pytest.approx(twin, abs=1e-5)
 
@@ -292,7 +294,7 @@ def test_picked_are_the_references_own_choices(choices: SimpleNamespace) -> None
     assert any(own_choices)
     targets, answers = choices.targets.picked(choices.logps)
     assert [e.preferences for e in targets.examples] == [e.preferences for e in expected if e.preferences]
-    assert targets.choices is None
+    assert not any(targets.choices)
     asked = [parts(e, p) for e in expected for p in e.preferences]
     with torch.no_grad():
         for (state, right, wrong), chosen, rejected in zip(asked, *answers, strict=True):
@@ -303,7 +305,10 @@ def test_picked_are_the_references_own_choices(choices: SimpleNamespace) -> None
 
 def test_nothing_may_be_picked(encoder: WindowEncoder) -> None:
     targets = PreferenceTargets.build([example(encoder, "on_policy", n=5)])
-    teachers = torch.tensor([sum(targets.choices.sizes[0][:step]) for step in range(4)])
-    answers = targets.choices.allowed[torch.isin(targets.choices.candidate, teachers), 0]
-    likeliest = torch.zeros(len(targets.packed.place)).index_fill(0, answers, 9.0)
+    likeliest = torch.zeros(len(targets.packed.place))
+    for options in targets.choices[0]:
+        teachers = options.options[0]
+        for depth, token in enumerate(teachers):
+            if teachers[:depth] in options.branchings:
+                likeliest[options.branchings[teachers[:depth]][token]] = 9.0
     assert targets.picked(likeliest) is None
