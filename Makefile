@@ -1,11 +1,12 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
 # goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL, LISTS its
-# candidate lists.
+# candidate lists; ADAPTER is a trained one.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
 DATA ?= data
 LISTS ?= $(DATA)
+ADAPTER ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -70,8 +71,8 @@ bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physic
 bench-rerank: $(STAMP) $(MODEL)/config.json ## Decoding beside generation and the physical limit (DATA, LISTS)
 	$(BIN)/python -m benchmarks.rerank --data $(DATA) --candidates $(LISTS)/dl21.bm25.top100.jsonl.gz
 
-check-decoding: $(STAMP) $(MODEL)/config.json ## Forced-text decoding against generate, on 200 windows (DATA)
-	$(BIN)/python -m scripts.check_decoding --data $(DATA)
+check-decoding: $(STAMP) $(MODEL)/config.json ## Forced-text decoding against generate, on 200 windows (DATA, ADAPTER)
+	$(BIN)/python -m scripts.check_decoding --data $(DATA) $(if $(ADAPTER),--adapter $(ADAPTER))
 
 tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

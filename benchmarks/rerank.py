@@ -2,8 +2,10 @@
 
 Real windows of TREC DL 2019, 20 passages of 60 tokens, SmolLM2-135M in bfloat16. The limit is one forward over the
 finished text; that, and the prefill of the prompt alone, are Transformers' own, row by row without padding, and look at
-one place's logits. Plain generation writes as many tokens as the answer has, as a trained model would. At the end, all
-windows of other candidate lists are decoded, and some of them generated, to count answers that are no permutation.
+one place's logits. Eight windows of ours can be faster than that: what all their prompts begin with is read once, and
+short pieces of text attend by two products of matrices. Plain generation writes as many tokens as the answer has, as a
+trained model would. At the end, all windows of other candidate lists are decoded, and some of them generated, to count
+malformed answers.
 """
 
 import argparse
@@ -92,8 +94,8 @@ def compared(key: str, above: Sequence[Turn], below: Sequence[Turn]) -> dict[str
     return {key: round(value, 3), f"{key}_spread": round(spread, 3)}
 
 
-def malformed(candidates: Path) -> dict[str, int]:
-    """Answers that are no permutation: of all windows of all lists, and of some that are generated."""
+def malformed(candidates: Path) -> dict[str, float]:
+    """The share of malformed answers: of all windows of all lists, and of some that are generated."""
     from lit_rerank.decoding import Stepwise
     from lit_rerank.generation import Generate
     from lit_rerank.reranker import rerank
@@ -107,14 +109,24 @@ def malformed(candidates: Path) -> dict[str, int]:
 
     rankings = rerank(records(candidates), decode, sliding())
     answers = [decoded for ranking in rankings for decoded in ranking.decoded]
-    wrong = sum(sorted(one.permutation) != list(range(1, len(one.permutation) + 1)) for one in answers)
+    wrong = [not well_formed(one, coder) for one in answers]
     generated = Generate(model, coder)(random.Random(0).sample(shown, GENERATED))
     return {
-        "malformed": wrong,
+        "malformed": sum(wrong) / len(answers),
         "malformed_windows": len(answers),
-        "malformed_generate": sum(one.malformed for one in generated),
+        "malformed_generate": sum(one.malformed for one in generated) / GENERATED,
         "malformed_generate_windows": GENERATED,
     }
+
+
+def well_formed(decoded: Any, coder: WindowEncoder) -> bool:
+    """Whether the answer is a permutation, and what it would have written says the same, as far as it goes."""
+    n = len(decoded.permutation)
+    parsed = coder.format.parse(decoded.text, n)
+    written = parsed.permutation[: n - parsed.missing]
+    repaired = parsed.repeated or parsed.out_of_range
+    whole = sorted(decoded.permutation) == list(range(1, n + 1))
+    return whole and not repaired and bool(written) and written == decoded.permutation[: len(written)]
 
 
 # -- the sides -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def packed_attention(
     if layout is None or not marked:
         raise UserError(
             f"{type(module).__name__} changes the attention mask or drops the layout of packed rows: "
-            "such models cannot be trained here"
+            "such models cannot be trained here, and rerank with decode generate only"
         )
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown:

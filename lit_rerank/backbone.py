@@ -190,11 +190,19 @@ def is_compiled(model: "PreTrainedModel") -> bool:
 
 
 def context_length(model: str, trust_remote_code: bool = False) -> int | None:
-    """The context of a model (id or directory) in tokens, where its config says."""
+    """The context of a model (id or directory) in tokens, where its config says.
+
+    Where rotations depend on how long the row is (longrope), it is the length up to which they do not: what stands in
+    one row, or in a cache, must be rotated alike.
+    """
     from transformers import AutoConfig
 
     with _named_errors("model", model):
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original: int | None = rope.get("original_max_position_embeddings")
+        return original or getattr(config, "original_max_position_embeddings", None)
     return getattr(config, "max_position_embeddings", None)
 
 

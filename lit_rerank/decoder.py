@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,7 @@ class Decoded:
         permutation: identifiers (1-based), best first; always each of 1..n once.
         logps: of each of these, log p when it was chosen, in nats, p over the identifiers that then remained; of those
             that no choice of their own placed, log p at the last choice. None where a generated text was read.
-        text: what the model wrote, or would have.
+        text: what the model wrote, or would have with these choices; empty where it makes one choice only.
         malformed: whether the text needed repair.
     """
 
@@ -45,7 +46,7 @@ class Prompt:
     Attributes:
         ids: the prompt.
         n: passages in it.
-        choices: so many are the model's to make; what order the others are in does not matter much.
+        choices: so many are the model's to make, one by one.
     """
 
     ids: Ids
@@ -54,7 +55,9 @@ class Prompt:
 
 
 class Decoder(ABC):
-    """A way to decode, in batches of windows of like length.
+    """A way to decode, in batches of windows that make like numbers of choices and are of like length.
+
+    It can be called by several threads; they wait for each other, as the model changes while it is read.
 
     Args:
         model: a causal LM.
@@ -69,6 +72,7 @@ class Decoder(ABC):
         if max_batch_tokens < 1:
             raise UserError(f"max_batch_tokens is {max_batch_tokens}; it must be at least 1")
         self.model, self.encoder, self.max_batch_tokens = model, encoder, max_batch_tokens
+        self._reading = Lock()
 
     def __call__(
         self,
@@ -83,14 +87,17 @@ class Decoder(ABC):
             progress: is told how many more windows are done.
 
         Raises:
-            UserError: if a window exceeds the context.
+            UserError: if a window exceeds the context or is empty, or the model's answers are no numbers.
         """
+        empty = [window.qid for window in windows if not window.passages]
+        if empty:
+            raise UserError(f"a window of query {empty[0]!r} holds no passage")
         wanted = [len(window) for window in windows] if choices is None else choices
         decoded = {i: Decoded((1,), (0.0,)) for i, window in enumerate(windows) if len(window) == 1}
         progress(len(decoded))
         prompts = {i: self._prompt(window, wanted[i]) for i, window in enumerate(windows) if i not in decoded}
         for batch in self._batches(prompts):
-            with torch.no_grad(), _evaluating(self.model):
+            with self._reading, torch.no_grad(), _evaluating(self.model):
                 decoded.update(zip(batch, self.decode([prompts[i] for i in batch]), strict=True))
             progress(len(batch))
         return [decoded[i] for i in range(len(windows))]

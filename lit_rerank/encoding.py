@@ -1,8 +1,8 @@
 """From a window to token ids: the one way that training and decoding share.
 
 A window's text is the tokenizer's chat template around the format's prompt, then the completion, then the
-template's end of turn. It is tokenised *as a whole*: no ids are ever glued together, so merges across
-boundaries (` [`, `]\\n`) are those that the model will meet.
+template's end of turn. It is tokenised *as a whole*, so merges across boundaries (` [`, `]\\n`) are those that the
+model will meet. Decoding appends ids to what was read; where a tokenizer would have changed that, it refuses.
 """
 
 from collections.abc import Sequence

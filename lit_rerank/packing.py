@@ -87,6 +87,7 @@ class Packer:
     def __init__(self) -> None:
         self._trees: list[_Tree] = []
         self._tokens: list[int] = []
+        self._packed: tuple[int, torch.device, Packed] | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -111,7 +112,13 @@ class Packer:
         return len(self._tokens) - 1
 
     def pack(self, device: torch.device | str = "cpu") -> Packed:
-        """The contexts of all that was asked, and not a token more."""
+        """The contexts of all that was asked, and not a token more; the same row while nothing else is asked."""
+        known = (len(self), torch.device(device))
+        if self._packed is None or self._packed[:2] != known:
+            self._packed = (*known, self._row(device))
+        return self._packed[2]
+
+    def _row(self, device: torch.device | str) -> Packed:
         trees = sorted((tree for tree in self._trees if tree.length), key=lambda tree: tree.apart)
         fresh = not any(tree.cached for tree in trees)
         common = _common_beginning([tree.trunk[: tree.length] for tree in trees if not tree.apart]) if fresh else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
 from lit_rerank.chain import FORMATS
-from lit_rerank.consistency import Aggregate, SelfConsistent
+from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
 from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
 from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -35,7 +35,7 @@ class SlidingWindow:
         stride: how far the window moves up each time.
         depth: how many candidates, from the top of the list, are reranked; the others keep their order below.
         top_k: how many of the best are asked for, None: all. Their order is the same for any; what ends up below them
-            costs no choices.
+            costs no choices (but with self-consistency, where all have a say).
     """
 
     window: int = 20
@@ -142,16 +142,19 @@ def open_decoder(
     Raises:
         UserError: if there is none, or the model or format does not go with it.
     """
-    form = encoder.format.name
-    decoders: dict[str, type[Decoder]] = {form: Stepwise, "first": First, "generate": Generate}
-    if how in ("chain", "direct") and how != form:
-        raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
-    decoder = decoders.get(how or form)
-    if decoder is None:
-        raise UserError(f"there is no way to decode {how!r}; choose one of: chain, direct, first, generate")
+    decoder = _decoder_class(how, encoder.format.name)
     if decoder is not Generate:
         check_packable(model)
     return decoder(model, encoder, max_batch_tokens)
+
+
+def _decoder_class(how: How | None, form: str) -> type[Decoder]:
+    decoders: dict[str, type[Decoder]] = {form: Stepwise, "first": First, "generate": Generate}
+    if how in ("chain", "direct") and how != form:
+        raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
+    if (how or form) not in decoders:
+        raise UserError(f"there is no way to decode {how!r}; choose one of: chain, direct, first, generate")
+    return decoders[how or form]
 
 
 class Reranker:
@@ -203,6 +206,12 @@ class Reranker:
             max_length=None,
             **{name: value for name, value in asked.items() if value is not None},
         )
+        _decoder_class(decode, settings.format)
+        check_aggregate(aggregate)
+        if self_consistency < 1 or max_batch_tokens < 1:
+            raise UserError(
+                f"self_consistency is {self_consistency}, max_batch_tokens {max_batch_tokens}; each is at least 1"
+            )
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_for_inference(
             model,

@@ -25,7 +25,7 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
-    logits, place = place_logits(model, packed)
+    logits, place = place_logits(model, packed, COMPILED_LENGTH if is_compiled(model) else 1)
     return logps_of(logits, place, packed.token)
 
 
@@ -45,14 +45,17 @@ def token_logits(model: "PreTrainedModel", packed: Packed) -> Tensor:
     return logits[place, column if narrowed else packed.token]
 
 
-def place_logits(model: "PreTrainedModel", packed: Packed) -> tuple[Tensor, Tensor]:
+def place_logits(model: "PreTrainedModel", packed: Packed, multiple: int = 1) -> tuple[Tensor, Tensor]:
     """Logits where something is asked, (places, vocabulary), at least float32, and each question's row: (questions,).
 
     One forward over the packed row. Logits are the memory of training: the model's head sees only the places that are
     asked about.
+
+    Args:
+        multiple: of how many tokens the row that is read is to be; it is padded.
     """
     check_packable(model)
-    padding = (0, -len(packed) % COMPILED_LENGTH if is_compiled(model) else 0)
+    padding = (0, -len(packed) % multiple)
     places, place = packed.place.unique(return_inverse=True)
     with head_input(model, lambda hidden: hidden[:, places]):
         logits = model(
@@ -75,7 +78,8 @@ def check_packable(model: "PreTrainedModel") -> None:
     other_layers = layers - {"full_attention", "sliding_attention"}
     if model.config._attn_implementation != "packed" or model._is_stateful or other_layers:
         raise UserError(
-            f"{type(model).__name__} cannot be trained: packed rows need Transformers' sdpa attention in all layers"
+            f"{type(model).__name__} cannot read packed rows: they need Transformers' sdpa attention in all layers. It "
+            "cannot be trained here; it can rerank with decode generate"
         )
 
 
@@ -101,8 +105,11 @@ def _head_columns(model: "PreTrainedModel", tokens: Tensor) -> Iterator[bool]:
         yield False
         return
     weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    ordinary = vars(head).get("forward")  # by default it is the class's
     head.forward = lambda hidden: linear(hidden, weight, bias)
     try:
         yield True
     finally:
-        del head.forward  # its class has the ordinary one
+        del head.forward
+        if ordinary is not None:
+            head.forward = ordinary

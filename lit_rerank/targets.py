@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 
 import torch
@@ -70,9 +69,9 @@ class SFTTargets:
     choice_window: Tensor
     no_skill: float
 
-    @cached_property
+    @property
     def packed(self) -> Packed:
-        """The questions as a row, where nobody else asks any."""
+        """The questions as a row."""
         return self.packer.pack(self.window.device)
 
     @property
@@ -241,9 +240,9 @@ class PreferenceTargets:
             examples=examples,
         )
 
-    @cached_property
+    @property
     def packed(self) -> Packed:
-        """The questions as a row, where nobody else asks any."""
+        """The questions as a row."""
         return self.packer.pack(self.window.device)
 
     def completion_logps(self, logps: Tensor) -> tuple[Tensor, Tensor]:

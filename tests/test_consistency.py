@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise, permutations
-from math import exp, log
+from math import exp, factorial, log
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,37 @@ def test_what_leans_on_the_place_cancels_out(aggregate: Any) -> None:
     assert found.logps is not None
     assert all(1 / 6 - 1e-9 <= exp(logp) <= 1 + 1e-9 for logp in found.logps)
     assert list(found.logps) == sorted(found.logps, reverse=True)
+
+
+def test_no_order_comes_again_before_all_have_come() -> None:
+    decoder: Any = LeansOnPlace()
+    for m, n in ((2, 2), (3, 2), (4, 2), (6, 3), (13, 3)):
+        decoder.read.clear()
+        SelfConsistent(decoder, m)([numbered(*range(1, n + 1))])
+        shown = [tuple(p.text for p in window.passages) for window in decoder.read]
+        counts = [shown.count(order) for order in set(shown)]
+        assert max(counts) == -(-m // factorial(n))
+        assert len(set(shown)) == min(m, factorial(n))
+
+
+def test_windows_of_one_query_get_orders_of_their_own() -> None:
+    decoder: Any = LeansOnPlace()
+    SelfConsistent(decoder, 2)([numbered(*range(9)), numbered(*range(10, 19))])
+    first, _, second, _ = ([int(p.text) % 10 for p in window.passages] for window in decoder.read)
+    assert first != second
+
+
+def test_fewer_choices_that_matter_change_nothing(tiny_model: Path) -> None:
+    reranker = Reranker.from_pretrained(str(tiny_model), sliding=SlidingWindow(6, 3, 12), self_consistency=3)
+    passages = record(n=12).passages
+    expected = reranker.rank("fleas", passages)
+    reranker.sliding = SlidingWindow(6, 3, 12, top_k=2)
+    assert reranker.rank("fleas", passages)[:2] == expected[:2]
+
+
+def test_kemeny_of_many_passages_is_refused() -> None:
+    with pytest.raises(UserError, match="kemeny takes windows of up to 40 passages, not 41: take borda"):
+        kemeny([tuple(range(1, 42))])
 
 
 def test_the_same_every_time_and_for_every_batch() -> None:

@@ -1,6 +1,7 @@
 """Forced-text decoding against `generate` under the same constraint, and against reading everything again."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,45 @@ def test_compiled_layers_decode_uncompiled(tiny_model: Path) -> None:
         layer.compile(backend=compiled)
     assert [found.permutation for found in decoder(windows())] == [one.permutation for one in expected]
     assert compiled.frame_count == 0
+
+
+def test_answers_that_are_no_numbers_are_refused(tiny_model: Path) -> None:
+    for broken in (float("nan"), float("inf")):
+        decoder = stepwise(tiny_model)
+        with torch.no_grad():
+            decoder.model.model.norm.weight.fill_(broken)
+        with pytest.raises(UserError, match="the model's logits are not finite"):
+            decoder(windows())
+
+
+def test_a_window_of_nothing_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="a window of query 'q' holds no passage"):
+        stepwise(tiny_model)([Window("q", "query", ())])
+
+
+def test_threads_wait_for_each_other(tiny_model: Path) -> None:
+    decoder = stepwise(tiny_model)
+    expected = decoder(windows())
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(decoder, [windows()] * 12)) == [expected] * 12
+
+
+def test_a_compiled_model_reads_no_padding_when_it_decodes(tiny_model: Path) -> None:
+    decoder, lengths = stepwise(tiny_model), []
+    decoder.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    decoder(windows())
+    plain, lengths[:] = list(lengths), []
+    for layer in decoder.model.model.layers:
+        layer.compile(backend=CompileCounter())
+    decoder(windows())
+    assert lengths == plain
+
+
+def test_a_chain_of_thirty(tiny_model: Path) -> None:
+    decoder, window = stepwise(tiny_model), Window.of(record("q", 30), range(30))
+    (found,) = decoder([window])
+    assert sorted(found.permutation) == list(range(1, 31))
+    assert_equal_choices(found, constrained(decoder.model, decoder.encoder, [window])[0])
 
 
 def test_only_what_is_asked_for_must_fit_the_context(tiny_model: Path) -> None:

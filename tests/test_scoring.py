@@ -258,7 +258,7 @@ def test_answers_are_float32_whatever_the_model_computes_in(tiny_model: Path) ->
 def test_models_that_cannot_read_packed_rows_are_refused(kind: str, name: str, tmp_path: Path) -> None:
     """They have no attention, more than a softmax in it, or none that can be told who sees whom."""
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"^{name} cannot be trained: packed rows need") as error:
+    with pytest.raises(UserError, match=f"^{name} cannot read packed rows: they need") as error:
         token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
     assert "\n" not in str(error.value)
 
@@ -272,7 +272,7 @@ def test_a_mask_of_the_models_own_is_refused(tmp_path: Path) -> None:
 def test_layers_that_are_no_attention_are_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model("lfm2", **SHAPE, layer_types=["conv", "full_attention"])
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="Lfm2ForCausalLM cannot be trained"):
+    with pytest.raises(UserError, match="Lfm2ForCausalLM cannot read packed rows"):
         token_logps(load(tmp_path), questions_about(trunks=1)[0].pack())
 
 

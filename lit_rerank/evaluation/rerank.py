@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from data_modules.catalogue import open_collection
@@ -121,12 +122,13 @@ def rerank_candidates(
     write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
     if choices is not None:
         write_choices(_choices(rankings, reranker), choices)
+    answers = [decoded for ranking in rankings for decoded in ranking.decoded]
     result = {
         **_measured(rankings, records, parsed),
         "queries": len(records),
         "judged_queries": sum(record.qrels is not None for record in records),
-        "windows": sum(len(ranking.decoded) for ranking in rankings),
-        **({"malformed_generate": sum(r.malformed for r in rankings)} if decode == "generate" else {}),
+        "windows": len(answers),
+        **({"malformed_generate": fmean(one.malformed for one in answers)} if decode == "generate" else {}),
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
