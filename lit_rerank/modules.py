@@ -376,7 +376,8 @@ class DPOModule(RerankModule[PreferenceExample]):
         label_smoothing: share of preferences taken to be the wrong way round (sigmoid: cDPO; robust).
         sft_weight: weight of the chosen completions' mean cross-entropy per token, added to the loss.
         step_weights: how a window's steps are weighed: `uniform`, or `ndcg`, by the nDCG that their wrong choices cost
-            (of several, in the mean; a window whose passages are all judged alike then has no loss but sft_weight's).
+            (of several, in the mean; a window whose passages are all judged alike, and above 0, then has no loss but
+            sft_weight's; where all are judged 0, ranks count).
         replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
     """
 

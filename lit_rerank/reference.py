@@ -28,7 +28,7 @@ REFERENCE = "reference"
 
 Origin = dict[str, str]
 
-_SAMPLE = 2**20
+_PIECE = 2**20
 
 
 class Reference(ABC):
@@ -192,8 +192,9 @@ class Precomputed(Reference):
                     "tokenizer or the format is not the one they were made with; set reference.of to add them"
                 )
             answers = dict(zip(keys, self.of.token_logps(packed).tolist(), strict=True))
-            self.new |= {key: logp for key, logp in answers.items() if key not in self.values}
-            self.values |= self.new
+            unknown = {key: logp for key, logp in answers.items() if key not in self.values}
+            self.new |= unknown
+            self.values |= unknown
         return torch.tensor([self.values[key] for key in keys], dtype=torch.float32, device=packed.ids.device)
 
     def save(self) -> None:
@@ -273,10 +274,8 @@ def _identity(name: str) -> str:
     files = [file for kind in ("*.safetensors", "*.bin", "*config.json") for file in sorted(Path(name).glob(kind))]
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for start in (0, max(0, size - _SAMPLE)):  # both ends of the weights tell one training run from another
-                opened.seek(start)
-                digest.update(opened.read(_SAMPLE))
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as opened:  # the whole of it: training may have changed some layers only
+            while piece := opened.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest() if files else name

@@ -28,6 +28,10 @@ def test_the_test_counts_all_assignments_of_few_queries(differences: list[float]
     assert randomisation_test(differences) == pytest.approx(exact(differences))
 
 
+def test_means_that_differ_by_rounding_alone_are_equal() -> None:
+    assert randomisation_test([-0.65, -1.0, 0.7, 0.95]) == 1.0
+
+
 def test_many_queries_are_drawn_from_the_same_each_time() -> None:
     draw = random.Random(0)
     differences = [draw.gauss(0.1, 0.2) for _ in range(17)]

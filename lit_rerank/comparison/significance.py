@@ -70,7 +70,7 @@ def randomisation_test(differences: Sequence[float]) -> float:
         return 1.0  # one query has two signs, and both are as extreme
     found = permutation_test(
         (np.array(differences),),
-        lambda values, axis: np.mean(values, axis=axis),
+        lambda values, axis: np.round(np.mean(values, axis=axis), 12),  # means that are equal shall compare so
         permutation_type="samples",  # signs, where there is one sample
         vectorized=True,
         n_resamples=RESAMPLES,
