@@ -231,6 +231,23 @@ def test_a_wrong_identifier_is_one_more_token(encoder: WindowEncoder) -> None:
     assert len(targets.packed) == encoded.choices[-2].start + 1 + 8
 
 
+def test_listwise_dpo_beside_a_uniform_reference_is_the_cross_entropy_of_the_choice(
+    model: PreTrainedModel, encoder: WindowEncoder
+) -> None:
+    """With beta 1: of each step's identifiers, whole ones, renormalised over those that remain."""
+    listwise = example(encoder, "all", n=12)
+    targets = PreferenceTargets.build([listwise])
+    with torch.no_grad():
+        chosen, rejected = targets.completion_logps(token_logps(model, targets.packed))
+        losses, _, _ = dpo_loss(
+            chosen, rejected, torch.zeros(11), torch.where(rejected.isneginf(), rejected, 0.0), beta=1.0
+        )
+        for loss, preference in zip(losses, listwise.preferences, strict=True):
+            state, right, wrong = parts(listwise, preference)
+            sums = torch.stack([completion_twin(model, state, ids) for ids in (right, *wrong)])
+            torch.testing.assert_close(loss, -sums.log_softmax(0)[0], atol=1e-4, rtol=1e-4)
+
+
 # -- the model's own choice ---------------------------------------------------------------------------------------
 
 
