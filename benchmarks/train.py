@@ -126,7 +126,7 @@ def our_dpo(data: Path, n: int, adapter: str, stored: Path | None = None, compil
     module = DPOModule(backbone(adapter, compiled), reference, PROMPT)
     module.configure_model()
     loaded = held()
-    examples = step_preferences(data, n, module.encoder)
+    examples = step_preferences(data, n, module.encoder, "hardest" if stored is None else "sampled:1")
     if stored is not None:
         for example in examples:
             module.objective([example])
@@ -331,9 +331,9 @@ def teacher_windows(data: Path, n: int, count: int, coder: WindowEncoder) -> lis
     return [coder.encode(Window.of(record, draws.sample(range(len(record.passages)), n))) for record in records]
 
 
-def step_preferences(data: Path, n: int, coder: WindowEncoder) -> list[PreferenceExample]:
-    """A window for each round, with one wrong identifier at each step."""
-    draws, mode = random.Random(n), Negatives.parse("sampled:1")
+def step_preferences(data: Path, n: int, coder: WindowEncoder, negatives: str = "sampled:1") -> list[PreferenceExample]:
+    """A window for each round, with one wrong identifier at each step: a drawn one, or which the reference picks."""
+    draws, mode = random.Random(n), Negatives.parse(negatives)
     return [mode.example(encoded, coder, draws) for encoded in teacher_windows(data, n, ROUNDS, coder)]
 
 

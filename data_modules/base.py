@@ -17,7 +17,7 @@ from data_modules.sources.base import Source
 from data_modules.sources.messages import MessagesSource
 from data_modules.sources.preferences import PreferencePair
 from data_modules.trec import check_writable
-from data_modules.windows import Augmentation, EpochSampler
+from data_modules.windows import CHARACTERS_PER_TOKEN, Augmentation, BucketSampler, EpochSampler, generator
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import datasets
 
 Example = TypeVar("Example")
+
+PASSAGE_TOKENS = 100  # where passages are not cut; roughly
 
 
 class RankingDataModule(L.LightningDataModule, Generic[Example]):
@@ -90,6 +92,12 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
         """The training example that is drawn from a row of a source at (epoch, index)."""
 
+    def window_length(self, n: int, epoch: int, index: int) -> int:
+        """Roughly how many tokens the window takes that is drawn at (epoch, index) from a record of `n` passages."""
+        size = self.augmentation.size(n, generator(self.seed, epoch, index))
+        passages = size * (self.prompt.max_passage_tokens or PASSAGE_TOKENS)
+        return passages + self.encoder.completion_length(size, self.choices)
+
     def setup(self, stage: str) -> None:
         name, trust = self.tokenizer, self.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
@@ -115,7 +123,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         if self.replay is not None:
             encoder, skip = ConversationEncoder(self.encoder), self.replay.on_error == "skip"
             examples = WithReplay(examples, self.records["replay"], encoder, self.replay_share, skip, self.seed)
-        return StatefulDataLoader(examples, **self._loading(examples, self.batch_size, shuffle=True))
+        processes, rank, epoch = self._place()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sampler = BucketSampler(examples, processes, rank, self.seed, self.batch_size, accumulate)
+        sampler.set_epoch(epoch)  # of a resumed run, whose loader goes on before Lightning sets it
+        return StatefulDataLoader(examples, **self._loading(sampler, self.batch_size))
 
     def val_dataloader(self) -> list[Any]:
         loaders = [self._plain_loader(_Examples(self, "val", 1))] if "val" in self.records else []
@@ -130,14 +142,18 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def _plain_loader(self, examples: Dataset[Any]) -> Any:
         from torch.utils.data import DataLoader
 
-        return DataLoader(examples, **self._loading(examples, self.val_batch_size, shuffle=False))
+        processes, rank, _ = self._place()
+        return DataLoader(
+            examples, **self._loading(EpochSampler(examples, processes, rank, shuffle=False), self.val_batch_size)
+        )
 
-    def _loading(self, examples: Any, batch_size: int, shuffle: bool) -> dict[str, Any]:
-        """What all loaders have in common."""
+    def _place(self) -> tuple[int, int, int]:
+        """How many processes there are, which is this, and the epoch."""
         trainer = self.trainer
-        world, rank, epoch = (trainer.world_size, trainer.global_rank, trainer.current_epoch) if trainer else (1, 0, 0)
-        sampler = EpochSampler(examples, world, rank, shuffle=shuffle, seed=self.seed)
-        sampler.set_epoch(epoch)  # of a resumed run, whose loader goes on before Lightning sets it
+        return (trainer.world_size, trainer.global_rank, trainer.current_epoch) if trainer else (1, 0, 0)
+
+    def _loading(self, sampler: EpochSampler, batch_size: int) -> dict[str, Any]:
+        """What all loaders have in common."""
         return {
             "batch_size": batch_size,
             "sampler": sampler,
@@ -176,6 +192,7 @@ class _Examples(Dataset[Any]):
         if name not in module.records:
             raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
         self.module, self.rows, self.per_record = module, module.records[name], per_record
+        self.sizes = _sizes(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows) * self.per_record
@@ -183,6 +200,24 @@ class _Examples(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         return self.module.example(self.rows[index // self.per_record], epoch, index)
+
+    def length(self, key: tuple[int, int]) -> int:
+        epoch, index = key
+        number = index // self.per_record
+        if self.sizes is None:
+            pair = self.rows[number]
+            return sum(len(pair[part]) for part in ("prompt", "chosen", "rejected")) // CHARACTERS_PER_TOKEN
+        return self.module.window_length(self.sizes[number], epoch, index)
+
+
+def _sizes(rows: "datasets.Dataset") -> list[int] | None:
+    """How many passages each record has, without reading them; None of ready-made pairs."""
+    import pyarrow.compute as pc
+
+    if "passages" not in rows.column_names:
+        return None
+    sizes: list[int] = pc.list_value_length(rows.data.column("passages")).to_pylist()
+    return sizes
 
 
 class _Candidates(Dataset[RankingRecord]):

@@ -3,20 +3,13 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import Dataset
 
+from data_modules.windows import CHARACTERS_PER_TOKEN, Examples
 from lit_rerank.errors import UserError
 from lit_rerank.replay import ConversationEncoder, EncodedConversation
-
-
-class Examples(Protocol):
-    """Examples by (epoch, index)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: tuple[int, int]) -> Any: ...
 
 
 class WithReplay(Dataset[Any]):
@@ -54,7 +47,19 @@ class WithReplay(Dataset[Any]):
         epoch, index = key
         if index < len(self.windows):
             return self.windows[key]
-        return self._conversation(epoch * self.replayed + index - len(self.windows))
+        return self._conversation(self._drawn(epoch, index))
+
+    def length(self, key: tuple[int, int]) -> int:
+        epoch, index = key
+        if index < len(self.windows):
+            return self.windows.length(key)
+        messages = self.rows[self.order[self._drawn(epoch, index) % len(self.order)]]["messages"]
+        characters = sum(len(message["content"]) for message in messages)
+        return min(characters // CHARACTERS_PER_TOKEN, self.encoder.max_length)
+
+    def _drawn(self, epoch: int, index: int) -> int:
+        """How many conversations were drawn before the one at (epoch, index)."""
+        return epoch * self.replayed + index - len(self.windows)
 
     def _conversation(self, drawn: int) -> EncodedConversation:
         for left_out in range(len(self.order)):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Tune = Literal["full", "lora"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+COMPILATIONS = 512  # of a layer, at most
+
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
@@ -51,8 +53,8 @@ class BackboneSettings:
         tune: `lora` trains an adapter, `full` trains every weight.
         load_in_4bit: QLoRA (Dettmers et al. 2023): NF4 with double quantisation; needs `tune: lora`.
         dtype: of the frozen weights (and of 4-bit arithmetic); `auto` is what the checkpoint says.
-        compile: torch.compile each layer. Rows then have few lengths (see `token_logps`), each of which is compiled
-            once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
+        compile: torch.compile each layer. Rows then have few lengths (see `compiled_length`), each of which is
+            compiled once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
         lora: shape of a new adapter.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         trust_remote_code: run code that the model's repository brings.
@@ -220,8 +222,10 @@ def _compile_layers(model: "PreTrainedModel") -> None:
     """Layer by layer: they are alike, so that compiling takes seconds, where a whole model takes minutes."""
     import torch
 
-    # Training and evaluation, policy and reference, the sizes of rows: each combination is compiled anew.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # Training and evaluation, policy and reference, the lengths of rows: each combination is compiled anew. Past these
+    # limits nothing is compiled any more, without an error.
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(COMPILATIONS, getattr(torch._dynamo.config, limit)))
     body: Any = model.base_model.model if is_adapted(model) else model
     for layer in body.base_model.layers:
         layer.compile(dynamic=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-COMPILED_LENGTH = 256  # compiled layers meet rows of multiples of so many tokens only
+COMPILED_LENGTH = 256
 
 
 def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
@@ -25,8 +25,19 @@ def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
-    logits, place = place_logits(model, packed, COMPILED_LENGTH if is_compiled(model) else 1)
+    length = compiled_length(len(packed)) if is_compiled(model) else len(packed)
+    logits, place = place_logits(model, packed, length)
     return logps_of(logits, place, packed.token)
+
+
+def compiled_length(tokens: int) -> int:
+    """How long the row is that compiled layers read for so many tokens: one of few lengths, each compiled once.
+
+    The next multiple of 256, or of an eighth of the last power of two where that is more: 16 lengths up to 4,096
+    tokens, and eight more each time they double.
+    """
+    step = max(COMPILED_LENGTH, 1 << tokens.bit_length() - 4)
+    return -(-tokens // step) * step
 
 
 def logps_of(logits: Tensor, place: Tensor, token: Tensor) -> Tensor:
@@ -45,17 +56,17 @@ def token_logits(model: "PreTrainedModel", packed: Packed) -> Tensor:
     return logits[place, column if narrowed else packed.token]
 
 
-def place_logits(model: "PreTrainedModel", packed: Packed, multiple: int = 1) -> tuple[Tensor, Tensor]:
+def place_logits(model: "PreTrainedModel", packed: Packed, length: int | None = None) -> tuple[Tensor, Tensor]:
     """Logits where something is asked, (places, vocabulary), at least float32, and each question's row: (questions,).
 
     One forward over the packed row. Logits are the memory of training: the model's head sees only the places that are
     asked about.
 
     Args:
-        multiple: of how many tokens the row that is read is to be; it is padded.
+        length: to how many tokens the row that is read is padded; by default it is not.
     """
     check_packable(model)
-    padding = (0, -len(packed) % multiple)
+    padding = (0, (length or len(packed)) - len(packed))
     places, place = packed.place.unique(return_inverse=True)
     with head_input(model, lambda hidden: hidden[:, places]):
         logits = model(
