@@ -145,7 +145,8 @@ def export(module: RerankModule[Any], folder: Path) -> Path:
 
 
 class Throughput(L.Callback):
-    """Logs `train/tokens_per_s`: tokens that the policy reads on this process in a second, data loading included."""
+    """Logs what a step costs on this process: `train/tokens` that the policy reads, and `train/tokens_per_s`, with the
+    loading of data."""
 
     def on_train_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
         self._since, self._tokens = time.perf_counter(), module.tokens_read
@@ -154,6 +155,7 @@ class Throughput(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: RerankModule[Any], optimizer: Any) -> None:  # type: ignore[override]
         now, tokens = time.perf_counter(), module.tokens_read
+        module.log("train/tokens", float(tokens - self._tokens))
         module.log("train/tokens_per_s", (tokens - self._tokens) / (now - self._since))
         self._since, self._tokens = now, tokens
 

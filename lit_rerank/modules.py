@@ -66,7 +66,7 @@ class RerankSettings:
     """How validation, test and predict rerank candidates (see `SlidingWindow` and `Decoder`).
 
     Attributes:
-        decode: `chain` or `direct` (the default: as the prompt's format is), `first` or `generate`.
+        decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
     """
 
     window: int = 20

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
@@ -16,13 +16,14 @@ from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
+from lit_rerank.likelihood import QueryLikelihood
 from lit_rerank.scoring import check_packable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
-How = Literal["chain", "direct", "first", "generate"]
+How = Literal["chain", "direct", "first", "likelihood", "generate"]
 SETTINGS_FILE = "lit_rerank.json"
 
 
@@ -149,11 +150,16 @@ def open_decoder(
 
 
 def _decoder_class(how: How | None, form: str) -> type[Decoder]:
-    decoders: dict[str, type[Decoder]] = {form: Stepwise, "first": First, "generate": Generate}
+    decoders: dict[str, type[Decoder]] = {
+        form: Stepwise,
+        "first": First,
+        "likelihood": QueryLikelihood,
+        "generate": Generate,
+    }
     if how in ("chain", "direct") and how != form:
         raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
     if (how or form) not in decoders:
-        raise UserError(f"there is no way to decode {how!r}; choose one of: chain, direct, first, generate")
+        raise UserError(f"there is no way to decode {how!r}; choose one of: {', '.join(get_args(How))}")
     return decoders[how or form]
 
 

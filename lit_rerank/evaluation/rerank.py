@@ -34,7 +34,7 @@ def rerank_candidates(
     collection: str | None = None,
     adapter: str | None = None,
     qrels: str | None = None,
-    decode: Literal["chain", "direct", "first", "generate"] | None = None,
+    decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
     format: Literal["chain", "direct"] | None = None,
     window: int = 20,
     stride: int = 10,
@@ -69,7 +69,8 @@ def rerank_candidates(
             malformed answers of plain generation).
         decode: chain or direct, by default as the format is: each choice is the model's, among what remains, and
             nothing else (well-formed by construction, fast); first: by the scores of the first choice (fastest);
-            generate: plain generation, read with tolerance (slow).
+            likelihood: by how likely the query is after each passage alone, which an untaught model can do; generate:
+            plain generation, read with tolerance (slow).
         format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
             with, else chain.
         window: passages in one prompt.
