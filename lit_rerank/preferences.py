@@ -46,7 +46,13 @@ class PreferenceExample:
 
     @classmethod
     def pair(cls, qid: str, state: Ids, chosen: Ids, rejected: Ids) -> "PreferenceExample":
-        """After `state`, one whole completion is preferred to another."""
+        """After `state`, one whole completion is preferred to another.
+
+        Raises:
+            UserError: if there is no state: a first token has no probability.
+        """
+        if not state:
+            raise UserError(f"pair {qid}: its prompt holds no token that stands before both answers")
         ids = state + chosen
         return cls(qid, ids, (Preference(len(state), len(ids), (rejected,), step=1, lost=(1.0,)),))
 

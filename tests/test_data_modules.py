@@ -206,6 +206,15 @@ def test_pairs_where_rankings_are_needed_are_refused(tiny_model: Path, tmp_path:
         batches(module)
 
 
+def test_a_pair_without_a_prompt_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "", "chosen": "Yes.", "rejected": "No."}\n')
+    source = PairsSource(tmp_path / "pairs.jsonl")
+    module = PreferenceDataModule(negatives="sequence", train=source, tokenizer=str(tiny_model))
+    module.setup("fit")
+    with pytest.raises(UserError, match="pair 0: its prompt holds no token that stands before both answers"):
+        batches(module)
+
+
 def test_a_record_without_a_teacher_is_named(tiny_model: Path, tmp_path: Path) -> None:
     write_jsonl([dataclasses.replace(record("q7", 3), permutation=None)], tmp_path / "r.jsonl")
     with pytest.raises(UserError, match="query 'q7' has no teacher permutation to learn from"):

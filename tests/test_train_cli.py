@@ -29,10 +29,11 @@ from tests.training import command, figures, train_in, write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.max_epochs=1", "--model.init_args.optimizer.lr=0.01")
-SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens_per_s"}
+SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens", "tokens_per_s"}
 DPO_TAGS = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "chosen_nll"} | {
     "preferences",
     *(f"{name}_by_step/01" for name in ("accuracy", "margin", "chosen", "rejected")),
+    "tokens",
     "tokens_per_s",
 }
 RANKING_TAGS = {"val/nDCG@10", "val/RR@10", "val/loss"}
