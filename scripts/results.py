@@ -85,7 +85,7 @@ ROWS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which rows; by default all")
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which; by default all")
     for name in ("data", "lists", "cranfield", "mmlu"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
