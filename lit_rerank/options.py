@@ -41,7 +41,7 @@ class Options:
     def logps(self, answers: Sequence[float]) -> list[float]:
         """Log-probability of each option among them all: token by token, among those that lead to an option."""
         tokens = {
-            (*beginning, token): answers[i] - logsumexp([answers[j] for j in going_on.values()])
+            (*beginning, token): answers[i] - _logsumexp([answers[j] for j in going_on.values()])
             for beginning, going_on in self.branchings.items()
             for token, i in going_on.items()
         }
@@ -59,7 +59,6 @@ class Options:
         return self.options.index(path)
 
 
-def logsumexp(values: Sequence[float]) -> float:
-    """log of the sum of exp(values)."""
+def _logsumexp(values: Sequence[float]) -> float:
     most = max(values)
     return most + log(sum(exp(value - most) for value in values))

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from data_modules.records import Passage, Window
-from lit_rerank import decoding
 from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, load_model, load_tokenizer
 from lit_rerank.chat import Ids
 from lit_rerank.decoder import Decoded
@@ -155,8 +154,7 @@ def test_batches_in_bfloat16_differ_by_rounding(form: str, tiny_model: Path) -> 
         assert difference(found, expected) < 0.05
 
 
-def test_every_token_but_the_last_steps_is_read_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "LIKELY", 1.1)  # no drafts
+def test_every_token_but_the_last_steps_is_read_once(tiny_model: Path) -> None:
     decoder, read = stepwise(tiny_model), []
     decoder.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
     window = windows()[1]
@@ -165,38 +163,6 @@ def test_every_token_but_the_last_steps_is_read_once(tiny_model: Path, monkeypat
     prompt = decoder.encoder.encode_prompt(window)
     last = decoder.encoder.before_choice(decoded.permutation[:5], 7)
     assert sum(read) == len(prompt) + len(last)
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("form", ["chain", "direct"])
-def test_drafts_change_nothing_but_the_number_of_forwards(
-    pair: tuple[str, str], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model that is sure of itself; some of its drafts are confirmed, and some are not."""
-    decoder = stepwise(save_tiny_model(tmp_path, tokenizer=chat_tokenizer(*pair)), form)
-    head: Any = decoder.model.get_output_embeddings()
-    with torch.no_grad():
-        head.weight *= 20
-    asked: list[int] = []
-    ask = decoding._State.ask
-
-    def counted(state: Any, packer: Any) -> Any:
-        asked.append(len(state._drafted))
-        return ask(state, packer)
-
-    monkeypatch.setattr(decoding._State, "ask", counted)
-    shown, wanted = [w for w in windows() if 2 < len(w) < 20], [3, 7, 12, 4]
-    drafting = decoder(shown, wanted)
-    forwards, drafted = len(asked), sum(asked)
-    asked.clear()
-    monkeypatch.setattr(decoding, "LIKELY", 1.1)
-    plain = decoder(shown, wanted)
-    assert not sum(asked)
-    assert 0 < len(asked) - forwards < drafted
-    for found, expected in zip(drafting, plain, strict=True):
-        assert found.permutation == expected.permutation
-        assert found.logps == pytest.approx(expected.logps, abs=1e-3)
-        assert found.text == expected.text
 
 
 def test_the_first_choices_scores_order_the_window(tiny_model: Path) -> None:
