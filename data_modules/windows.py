@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Protocol
 
 import torch
@@ -105,9 +106,7 @@ class BucketSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        indices = order.tolist()
-        indices += (indices * self.num_replicas)[: self.total_size - len(indices)]
-        keys = [(self.epoch, index) for index in indices]
+        keys = [(self.epoch, index) for index in islice(cycle(order.tolist()), self.total_size)]
         per_step = self.num_replicas * self.accumulate * self.batch_size
         for start in range(0, len(keys), per_step):
             yield from self._own_rows(keys[start : start + per_step])

@@ -99,12 +99,15 @@ class WindowEncoder:
 
     # -- text ---------------------------------------------------------------------------------------------------
 
-    def prompt(self, window: Window) -> str:
-        """The prompt as text, up to where the completion begins."""
+    def texts(self, window: Window) -> list[str]:
+        """The query and the passages as prompts hold them: made safe, passages cut."""
         query, *passages = map(self.chat.clean, [window.query, *(passage.text for passage in window.passages)])
         limit = self.settings.max_passage_tokens
-        if limit is not None:
-            passages = [self.chat.cut(passage, limit) for passage in passages]
+        return [query, *(passages if limit is None else [self.chat.cut(passage, limit) for passage in passages])]
+
+    def prompt(self, window: Window) -> str:
+        """The prompt as text, up to where the completion begins."""
+        query, *passages = self.texts(window)
         return self.chat.render(
             [
                 {"role": "system", "content": self.format.system},

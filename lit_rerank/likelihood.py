@@ -11,7 +11,7 @@ import torch
 
 from data_modules.records import Window
 from lit_rerank.chat import Ids
-from lit_rerank.decoder import Decoded, Decoder, Prompt
+from lit_rerank.decoder import Decoded, Decoder, Prompt, check_finite
 from lit_rerank.packing import Packer
 from lit_rerank.scoring import logps_of, place_logits
 
@@ -26,7 +26,7 @@ class _Pointwise(Prompt):
         asked: of each passage, what asks for a question about it, and the query in answer.
     """
 
-    asked: tuple[tuple[Ids, Ids], ...] = ()
+    asked: tuple[tuple[Ids, Ids], ...]
 
 
 class QueryLikelihood(Decoder):
@@ -50,13 +50,12 @@ class QueryLikelihood(Decoder):
             questions.append([_ask(packer, *asked) for asked in prompt.asked])
         packed = packer.pack(self.model.device)
         answers = logps_of(*place_logits(self.model, packed), packed.token).double()
+        check_finite(answers.tolist())
         return [_by_likelihood(torch.stack([answers[own].sum() for own in window])) for window in questions]
 
     def _prompt(self, window: Window, wanted: int) -> Prompt:
-        chat, limit = self.encoder.chat, self.encoder.settings.max_passage_tokens
-        passages = [chat.clean(passage.text) for passage in window.passages]
-        texts = passages if limit is None else [chat.cut(passage, limit) for passage in passages]
-        return _Pointwise((), len(window), 1, tuple(self._asked(text, chat.clean(window.query)) for text in texts))
+        query, *passages = self.encoder.texts(window)
+        return _Pointwise((), len(window), 1, tuple(self._asked(passage, query) for passage in passages))
 
     def _asked(self, passage: str, query: str) -> tuple[Ids, Ids]:
         messages = [{"role": "user", "content": _TASK.format(passage=passage)}]

@@ -1,7 +1,8 @@
 """`make results`: the rows of RESULTS.md, each trained and measured by the commands that it prints.
 
-What is there already is kept, and what was stopped goes on: `make results-chain` makes one row alone. Everything lands
-in runs/results: adapters, runs, metrics, and the table as summary.json and summary.md.
+What is there already is kept, and what was stopped goes on. `make results-chain` makes one row alone, with what it
+starts from and what the base knows. Everything lands in runs/results: adapters, runs, metrics, and the table as
+summary.json and summary.md.
 """
 
 import argparse
@@ -129,7 +130,6 @@ def _file(training: Training) -> str:
 
 def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
     """Rank both lists to both depths, and ask what the model still knows; what is measured is not measured again."""
-    model = ["--model", MODEL, *(() if row.training is None else ("--adapter", f"{RUNS / row.training}/adapter"))]
     folder = RUNS / "measured" / name
     for first_stage in LISTS:
         for depth in DEPTHS:
@@ -139,12 +139,23 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
             files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
             asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", row.decode]
             options = [*READING, *sliding, "--depth", str(depth)]
-            evaluate("rerank", Path(f"{out}.json"), *model, *asked, *files, *options)
+            evaluate("rerank", Path(f"{out}.json"), *_model(row), *asked, *files, *options)
     if row.decode != "likelihood":
-        questions = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS)]
-        against = [] if row.training is None else ["--against", f"{RUNS}/measured/base/mmlu.details.jsonl"]
-        options = [*questions, "--text", "shipped", *against, "--dtype", "bfloat16"]
-        evaluate("mmlu", folder / "mmlu.json", *model, *options)
+        ask(name, row, mmlu)
+    (folder / "complete").touch()
+
+
+def ask(name: str, row: Row, mmlu: Path) -> None:
+    """Ask what a model still knows; of one that was trained, compared with what the base knows."""
+    options = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS), "--text", "shipped"]
+    if row.training is not None:
+        ask("base", ROWS["base"], mmlu)
+        options += ["--against", f"{RUNS}/measured/base/mmlu.details.jsonl"]
+    evaluate("mmlu", RUNS / "measured" / name / "mmlu.json", *_model(row), *options, "--dtype", "bfloat16")
+
+
+def _model(row: Row) -> list[str]:
+    return ["--model", MODEL, *(() if row.training is None else ("--adapter", f"{RUNS / row.training}/adapter"))]
 
 
 def evaluate(command: str, metrics: Path, *options: str) -> None:
@@ -161,8 +172,8 @@ def evaluate(command: str, metrics: Path, *options: str) -> None:
 
 
 def summarise(lists: Path) -> None:
-    """What is there, compared with the first stage and with direct SFT: summary.json, summary.md and pictures."""
-    measured = [name for name in ROWS if (RUNS / "measured" / name / "dl21.bm25.20.json").exists()]
+    """The rows that are complete, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
+    measured = [name for name in ROWS if (RUNS / "measured" / name / "complete").exists()]
     compared = {
         f"{first_stage}.{depth}": compare(first_stage, depth, measured, lists)
         for first_stage in LISTS
@@ -200,7 +211,8 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
         options = ["--qrels", f"{lists}/qrels.dl21.txt", "--baseline", baseline, "--candidates", candidates, *choices]
         evaluate("compare", metrics, *named, *options)
         result = read(metrics)
-        found |= {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()} if not found else {}
+        if not found:
+            found = {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
         for one in result["comparisons"]:
             if one["measure"] == "nDCG@10":
                 found[one["system"]][f"over_{baseline}"] = {

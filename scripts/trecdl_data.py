@@ -1,18 +1,17 @@
 """The training data of configs/recipes/trecdl.*.yaml, from TREC DL 2019 and 2022 and Cranfield, in data/trecdl.
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, and pointing practice
-on the passages of DL 2019. DL 2021, on which models are measured, gives nothing.
+on the passages of DL 2019. DL 2021, by which checkpoints are chosen and models measured, gives nothing to learn from.
 """
 
 import argparse
-import gzip
-import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
+from data_modules.sources.base import parse_object, read_lines
 from data_modules.sources.own import write_jsonl
 from data_modules.sources.practice import Queries
 from lit_rerank.cli import in_one_line
@@ -34,6 +33,7 @@ def main() -> None:
 
 def write_data(data: Path, lists: Path, cranfield: Path, out: Path) -> None:
     """Write the three files that the recipes read."""
+    out.mkdir(parents=True, exist_ok=True)
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
         "teachers": teachers(data),
@@ -59,10 +59,8 @@ def drawn(name: str, source: Iterable[RankingRecord]) -> list[RankingRecord]:
 
 def teachers(data: Path) -> Iterator[RankingRecord]:
     """The well-formed answers: a repaired one is less the teacher's than the repair's."""
-    path = data / "dl19.teacher_windows.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        wellformed = [json.loads(line).get("wellformed", True) for line in file]
-    source = TeacherWindowsSource(path, data / "dl19.passages.jsonl.gz")
+    source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
+    wellformed = (parse_object(line).get("wellformed", True) for _, line in read_lines(source.windows))
     return (record for record, well in zip(source, wellformed, strict=True) if well)
 
 

@@ -21,16 +21,17 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     monkeypatch.setattr(trecdl_data, "DRAWN", {"teachers": 20, "splade": 12, "cranfield": 8, "practice": 10})
     monkeypatch.setattr(trecdl_data, "PAIRS", 30)
     folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
-    trecdl_data.write_data(*folders, tmp_path)
-    train = list(JsonlSource(tmp_path / "train.jsonl.gz"))
+    out = tmp_path / "data"
+    trecdl_data.write_data(*folders, out)
+    train = list(JsonlSource(out / "train.jsonl.gz"))
     sizes = Counter(len(record.passages) for record in train)
     assert len(train) == 50
     assert sizes[20] == 32  # teachers' windows and SPLADE's
     assert sum(record.choices == 1 for record in train) == 18  # judged and practised: only the first place is known
     asked = {record.query for record in open_candidates(shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz")}
     assert not asked & {record.query for record in train}
-    pairs = list(JsonlSource(tmp_path / "pointing.jsonl.gz"))
-    held_out = list(JsonlSource(tmp_path / "pointing.val.jsonl.gz"))
+    pairs = list(JsonlSource(out / "pointing.jsonl.gz"))
+    held_out = list(JsonlSource(out / "pointing.val.jsonl.gz"))
     assert (len(pairs), len(held_out)) == (30, trecdl_data.HELD_OUT)
     assert {len(record.passages) for record in pairs + held_out} == {2}
     for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
@@ -84,8 +85,12 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     recipes = [next(w for w in words if "recipes/" in w) for words in trained]
     assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
     assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in trained[2]
-    assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"]
-    assert all(f"{tmp_path}/dpo/adapter" in words for words in measured)
+    assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"] * 2
+    base, own = measured[-2:]  # what is known is compared with what the base knows
+    assert "--adapter" not in base
+    known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
+    assert own[own.index("--against") + 1] == str(known)
+    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*measured[:4], own])
     results.train(row.training, Path("lists"))
     results.measure("dpo", row, Path("lists"), Path("mmlu"))
     assert not commands()
