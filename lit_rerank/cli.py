@@ -77,6 +77,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
 
         from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.index import index_collection
+        from lit_rerank.evaluation.injection import measure_injection
         from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
@@ -95,6 +96,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "merge": merge_adapter,
             "sweep": sweep_scales,
             "compare": compare_runs,
+            "injection": measure_injection,
             "index": index_collection,
         }
         commands = parser.add_subcommands()

@@ -178,6 +178,7 @@ class Reranker:
         format: str | None = None,
         max_passage_tokens: int | None = None,
         repeat_identifier: bool | None = None,
+        sanitise: bool | None = None,
         sliding: SlidingWindow | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         self_consistency: int = 1,
@@ -189,8 +190,8 @@ class Reranker:
     ) -> "Reranker":
         """Load a model (id or directory) and an adapter.
 
-        `format`, `max_passage_tokens` and `repeat_identifier` (see `PromptSettings`) are, by default, those that the
-        adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
+        `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
+        that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
         `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`).
 
         Raises:
@@ -200,6 +201,7 @@ class Reranker:
             "format": format or (decode if decode in FORMATS else None),
             "max_passage_tokens": max_passage_tokens,
             "repeat_identifier": repeat_identifier,
+            "sanitise": sanitise,
         }
         settings = replace(
             load_prompt_settings(adapter or model),

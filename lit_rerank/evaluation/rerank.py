@@ -42,6 +42,7 @@ def rerank_candidates(
     top_k: int | None = None,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
+    sanitise: bool | None = None,
     queries: int | None = None,
     shuffle: int | None = None,
     choices: str | None = None,
@@ -78,6 +79,8 @@ def rerank_candidates(
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
+        sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
+            in training, else not.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         choices: a JSONL(.gz) file to write, for compare: what was chosen in each window, and how surely.
@@ -107,6 +110,7 @@ def rerank_candidates(
         format=format,
         max_passage_tokens=max_passage_tokens,
         repeat_identifier=repeat_identifier,
+        sanitise=sanitise,
         sliding=sliding,
         max_batch_tokens=max_batch_tokens,
         self_consistency=self_consistency,
