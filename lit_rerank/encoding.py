@@ -29,7 +29,7 @@ class PromptSettings:
         max_passage_tokens: every passage is cut to at most so many tokens, at a word's end; null: not cut.
         max_length: most tokens of prompt and completion together; null: the model's context.
         repeat_identifier: write each passage's identifier after it, too.
-        sanitise: take out of passages what could be taken for more than text (see `sanitise`), against prompt injection.
+        sanitise: take out of passages what could be taken for more than text, against prompt injection.
     """
 
     format: str = "chain"

@@ -12,8 +12,8 @@ from data_modules.records import Passage, RankingRecord, Window
 
 HONEST = (
     "The ferry office posts the tide tables every Monday, and the last boat to the island leaves an hour before dusk.",
-    "Knit the first four rows in grey wool, slip one stitch at each edge, and change to blue where the pattern says so.",
-    "Our village hall was painted in spring; the old chairs went to the school, and the piano stands by the window now.",
+    "Knit the first four rows in grey wool, slip one stitch at each edge, and change to blue where the pattern does.",
+    "Our village hall was painted in spring; the old chairs went to the school, and the piano stands by the window.",
     "To oil the hinge, lift the gate off its pins, wipe both halves dry, and let three drops run down from the top.",
     "The second trombone was late again, so the band began with the slow waltz and kept the march for after the break.",
     "Bread from yesterday makes the better pudding: soak the slices in warm milk, add raisins, and bake until brown.",
