@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from data_modules.records import RankingRecord, Window
+from lit_rerank.chain import check_size
 from lit_rerank.errors import UserError
 
 CHARACTERS_PER_TOKEN = 4  # roughly
@@ -35,6 +36,7 @@ class Augmentation:
                 f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows a record; "
                 "a window holds 2 passages or more, and every record gives one window or more"
             )
+        check_size(self.max_size)
 
     def draw(self, record: RankingRecord, draw: random.Random) -> Window:
         """A window of random passages of `record`; where only its first places are known, those are among them."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
-from lit_rerank.chain import FORMATS
+from lit_rerank.chain import FORMATS, check_size
 from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
 from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
 from lit_rerank.decoding import First, Stepwise
@@ -49,6 +49,7 @@ class SlidingWindow:
                 f"window {self.window}, stride {self.stride}, depth {self.depth}: a window holds 2 or more passages, "
                 "the stride is at least 1 and less than the window, the depth at least 1"
             )
+        check_size(self.window)
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1, or left out for the whole order")
 
