@@ -1,6 +1,7 @@
 """Sliding windows over candidate lists, and the Python API."""
 
 import json
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, inf
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
 How = Literal["chain", "direct", "first", "generate"]
 SETTINGS_FILE = "lit_rerank.json"
+_FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's default
+    str: lambda value: value in FORMATS if isinstance(value, str) else False,
+    bool: lambda value: isinstance(value, bool),
+    type(None): lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -256,9 +262,13 @@ def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None
     if path is None:
         return otherwise or PromptSettings()
     try:
-        return PromptSettings(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not prompt settings: {error}") from error
+        settings = PromptSettings(**json.loads(path.read_text("utf-8")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not prompt settings: {' '.join(str(error).split())}") from error
+    for name, value in asdict(settings).items():
+        if not _FITS[type(getattr(PromptSettings, name))](value):
+            raise UserError(f"{path}: not prompt settings: {name} is {reprlib.repr(value)}")
+    return settings
 
 
 def _settings_file(name: str) -> Path | None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
     from lit_rerank.reranker import Ranking, Reranker
 
+MOST_NAMED = 20
+NOT_LISTED = "judged queries have no list of candidates and do not count"
+NOT_JUDGED = "queries have no judgement and do not count"
+
 
 def rerank_candidates(
     model: str,
@@ -163,8 +167,20 @@ def judged_lists(
                 f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
                 "are they of one collection?"
             )
+        if queries is None:
+            name_qids([qid for qid in grades if qid not in {record.qid for record in records}], NOT_LISTED)
+    if any(record.qrels for record in records):
+        name_qids([record.qid for record in records if not record.qrels], NOT_JUDGED)
     check_writable(records)
     return records
+
+
+def name_qids(qids: Sequence[str], what: str) -> None:
+    """Say which queries something is true of, if there are any."""
+    if qids:
+        print(
+            f"{len(qids)} {what}: {' '.join(qids[:MOST_NAMED])}{' ...' if len(qids) > MOST_NAMED else ''}", flush=True
+        )
 
 
 def _lists(
