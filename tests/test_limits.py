@@ -118,10 +118,7 @@ BAD_CONFIGS = {
     "one that holds itself": ("a: &a [*a]\n", "it holds itself"),
     "a deep one": ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested too deeply"),
     "a large one": ("# " + "x" * MAX_BYTES + "\n", "has more than 1 MiB"),
-    "one that wants Python": (
-        "a: !!python/object/apply:os.system [exit 1]\n",
-        ":1: not valid YAML: could not determine",
-    ),
+    "one that wants Python": ("a: !!python/object/apply:os.system [x]\n", ":1: not valid YAML: could not determine"),
     "a month too many": ("a: 2026-13-01\n", "not usable YAML: month must be"),
     "no UTF-8": (b"a: \xff\n", "not valid YAML"),
     "nothing": ("", "must hold settings (key: value), not nothing"),
@@ -150,20 +147,11 @@ def test_a_config_with_an_alias_is_none_the_worse(tmp_path: Path) -> None:
     check_config(file)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * LONG,
-        "[ 1 ]" * (LONG // 5),
-        "<a" * (LONG // 2),
-        "step " * (LONG // 5),
-        "1 > " * (LONG // 4),
-        "[" * (LONG // 2) + "1" + "]" * (LONG // 2),
-        "1" + " " * LONG,
-        "#" * LONG,
-        "\u200b" * LONG,
-    ],
-)
+NESTED = "[" * (LONG // 2) + "1" + "]" * (LONG // 2)
+REPEATED = ("[", "[ 1 ]", "<a", "step ", "1 > ", "1 ", "#", "\u200b", "a:", "step 1 : ", "->")
+
+
+@pytest.mark.parametrize("text", [NESTED, "1" + " " * LONG, *(part * (LONG // len(part)) for part in REPEATED)])
 def test_sanitising_is_linear(text: str) -> None:
     start = time.process_time()
     sanitise(text)
