@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from data_modules.records import RankingRecord, Window
+from lit_rerank.chain import check_size
 from lit_rerank.errors import UserError
 
 CHARACTERS_PER_TOKEN = 4  # roughly
+MOST_WINDOWS = 100_000  # of a record in an epoch
 
 
 @dataclass
@@ -31,11 +33,12 @@ class Augmentation:
     windows_per_record: int = 1
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_size <= self.max_size or self.windows_per_record < 1:
+        if not 2 <= self.min_size <= self.max_size or not 1 <= self.windows_per_record <= MOST_WINDOWS:
             raise UserError(
                 f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows a record; "
-                "a window holds 2 passages or more, and every record gives one window or more"
+                f"a window holds 2 passages or more, and every record gives 1 to {MOST_WINDOWS:,} windows"
             )
+        check_size(self.max_size)
 
     def draw(self, record: RankingRecord, draw: random.Random) -> Window:
         """A window of random passages of `record`; where only its first places are known, those are among them."""
