@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import cycle, islice
 from typing import Protocol
 
@@ -130,7 +131,10 @@ def deal(lengths: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
         The examples' numbers in each row, in rising order; all are dealt if there is room.
     """
     rows: list[list[int]] = [[] for _ in sizes]
+    with_room = [(0, number) for number in range(len(sizes))]  # a heap of each row's length so far
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        with_room = [row for row, size in zip(rows, sizes, strict=True) if len(row) < size]
-        min(with_room, key=lambda row: sum(lengths[j] for j in row)).append(i)
+        length, number = heappop(with_room)
+        rows[number].append(i)
+        if len(rows[number]) < sizes[number]:
+            heappush(with_room, (length + lengths[i], number))
     return [sorted(row) for row in rows]
