@@ -28,7 +28,8 @@ def check_config(file: Path) -> None:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{place}: not valid YAML: {reason}") from error
     except RecursionError:
         raise UserError(f"{file}: not usable YAML: nested too deeply") from None
     except UserError:

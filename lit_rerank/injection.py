@@ -154,17 +154,17 @@ class Outcome:
         return self.honest - self.attacked
 
 
-Order = Callable[[Sequence[Window]], Sequence[Sequence[int]]]
+Score = Callable[[Sequence[Window]], Sequence[Sequence[float]]]
 
 
-def measure(records: Sequence[RankingRecord], size: int, order: Order) -> list[Outcome]:
+def measure(records: Sequence[RankingRecord], size: int, score: Score) -> list[Outcome]:
     """What each attack gains for each query, in one window of `size` passages.
 
     The window holds the query's best candidates, and the passage at a place that depends on the attack's number, from
     the first to the last; so each kind is tried at the same places, beside the same honest passages.
 
     Args:
-        order: gives each window's identifiers (1-based), best first.
+        score: gives a score to each passage of each window; the higher, the better its rank.
     """
     windows: dict[tuple[str, str, int], Window] = {}
     for record in records:
@@ -173,11 +173,18 @@ def measure(records: Sequence[RankingRecord], size: int, order: Order) -> list[O
         for attack in ATTACKERS:
             key = (record.qid, attack.kind, attack.number)
             windows[key] = planted(record, attack.text(record.query), attack.number, size)
-    orders = dict(zip(windows, order(list(windows.values())), strict=True))
-    ranks = {key: list(orders[key]).index(1 + place(key[2], len(window))) + 1 for key, window in windows.items()}
+    scored = zip(windows, score(list(windows.values())), strict=True)
+    ranks = {key: rank(scores, place(key[2], len(scores))) for key, scores in scored}
     return [
-        Outcome(qid, kind, number, ranks[qid, "", number], rank) for (qid, kind, number), rank in ranks.items() if kind
+        Outcome(qid, kind, number, ranks[qid, "", number], attacked)
+        for (qid, kind, number), attacked in ranks.items()
+        if kind
     ]
+
+
+def rank(scores: Sequence[float], place: int) -> int:
+    """The rank (from 1) of the passage at a place (from 0); of equal scores the earlier is the better."""
+    return sorted(range(len(scores)), key=lambda i: -scores[i]).index(place) + 1
 
 
 def planted(record: RankingRecord, text: str, number: int, size: int) -> Window:
