@@ -166,20 +166,18 @@ def measure(records: Sequence[RankingRecord], size: int, score: Score) -> list[O
     Args:
         score: gives a score to each passage of each window; the higher, the better its rank.
     """
-    windows: dict[tuple[str, str, int], Window] = {}
+    outcomes = []
     for record in records:
-        for number, honest in enumerate(HONEST):
-            windows[record.qid, "", number] = planted(record, honest, number, size)
-        for attack in ATTACKERS:
-            key = (record.qid, attack.kind, attack.number)
-            windows[key] = planted(record, attack.text(record.query), attack.number, size)
-    scored = zip(windows, score(list(windows.values())), strict=True)
-    ranks = {key: rank(scores, place(key[2], len(scores))) for key, scores in scored}
-    return [
-        Outcome(qid, kind, number, ranks[qid, "", number], attacked)
-        for (qid, kind, number), attacked in ranks.items()
-        if kind
-    ]
+        for number, honest in enumerate(HONEST):  # all that begins alike together: decoders read it once
+            tried = [attack for attack in ATTACKERS if attack.number == number]
+            texts = [honest, *(attack.text(record.query) for attack in tried)]
+            scored = score([planted(record, text, number, size) for text in texts])
+            base, *ranks = (rank(scores, place(number, len(scores))) for scores in scored)
+            outcomes += [
+                Outcome(record.qid, attack.kind, number, base, attacked)
+                for attack, attacked in zip(tried, ranks, strict=True)
+            ]
+    return outcomes
 
 
 def rank(scores: Sequence[float], place: int) -> int:
