@@ -12,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from lit_rerank.errors import UserError
+from lit_rerank.errors import UserError, out_of_memory
 from lit_rerank.help_cache import with_cached_help
 
 # What libraries tell their developers, or advertise: nothing that a user of this project could act upon.
@@ -174,23 +174,18 @@ def in_one_line(run: Callable[[], Any]) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
-    except RuntimeError as error:
-        if not _out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
-        sys.exit(
-            f"error: out of memory: {_first_line(error)} Take a smaller batch_size (train.py: with more "
-            "accumulate_grad_batches), shorter passages or smaller windows; in training also "
-            "backbone.gradient_checkpointing or load_in_4bit"
+        advice = " ".join(getattr(error, "__notes__", ())) or (
+            "Take a smaller batch_size (train.py: with more accumulate_grad_batches) or max_batch_tokens, shorter "
+            "passages or smaller windows; or load_in_4bit"
         )
+        sys.exit(f"error: out of memory: {_first_line(error)} {advice}")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's error has a name of its own; the CPU's allocator merely says so."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") + "."
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".") + "."
 
 
 def _not_noise(record: logging.LogRecord) -> bool:
