@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from data_modules.base import RankingDataModule
@@ -23,7 +23,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
-from lit_rerank.sharding import is_sharded, whole_weights
+from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -122,6 +122,9 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         module = cast(RerankModule[Any], trainer.lightning_module)
+        if is_partitioned(module.model):
+            rank_zero_warn(f"the weights are in pieces: make them whole by the zero_to_fp32.py in {filepath}")
+            return
         weights = whole_weights(module.model)
         if trainer.is_global_zero:
             export(module, Path(filepath).with_suffix(""), weights)

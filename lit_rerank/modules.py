@@ -19,7 +19,7 @@ from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.reference import FrozenAdapter, Reference
+from lit_rerank.reference import FrozenAdapter, Precomputed, Reference
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.reranker import How, Ranking, SlidingWindow, load_prompt_settings, open_decoder, rerank
 from lit_rerank.rng import rng_state, set_rng_state
@@ -418,13 +418,18 @@ class DPOModule(RerankModule[PreferenceExample]):
         self.sft_weight, self.step_weights = sft_weight, step_weights
 
     def load_model(self) -> "PreTrainedModel":
+        if self.device_mesh is not None and isinstance(self.reference, Precomputed) and self.reference.of is not None:
+            raise UserError(  # only the process that lacks some would read
+                "with FSDP, reference Precomputed must know all values: make them with trainer.strategy ddp or on one "
+                "device, then leave reference.of out"
+            )
         model = super().load_model()
         self.reference.attach(model, self.backbone)
         return model.train()  # whatever attaching a frozen one has switched off
 
     def questions(self, windows: Sequence[PreferenceExample]) -> Questions:
         candidates = PreferenceTargets.build(windows, self.device)
-        if candidates is None and is_sharded(self.model):
+        if candidates is None and is_sharded(self.model) and not isinstance(self.reference, Precomputed):
             self.reference.token_logps(idle(self.device))
         picked = None if candidates is None else candidates.picked(self.reference.token_logps(candidates.packed))
         if picked is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_rerank.backbone import is_adapted, trainable_parameters
+from lit_rerank.errors import UserError
 from lit_rerank.packing import Packed, Packer
 
 if TYPE_CHECKING:
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
 
 
 def shard(model: "PreTrainedModel", mesh: "DeviceMesh") -> None:
-    """Keep only this process's pieces of the weights."""
+    """Keep only this process's pieces of the weights.
+
+    Raises:
+        UserError: if the weights are of 4 bits, which have no pieces.
+    """
+    if any(hasattr(weight, "quant_state") for weight in model.parameters()):
+        raise UserError(
+            "FSDP cannot cut 4-bit weights into pieces: set backbone.load_in_4bit to false, or trainer.strategy to ddp"
+        )
     body: Any = model.base_model.model if is_adapted(model) else model
     for layer in body.base_model.layers:
         fully_shard(layer, mesh=mesh)
@@ -30,6 +39,11 @@ def shard(model: "PreTrainedModel", mesh: "DeviceMesh") -> None:
 
 def is_sharded(model: torch.nn.Module) -> bool:
     return isinstance(model, FSDPModule)
+
+
+def is_partitioned(model: torch.nn.Module) -> bool:
+    """Whether DeepSpeed (ZeRO 3) keeps the weights in pieces."""
+    return any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 @contextmanager
