@@ -33,6 +33,8 @@ NOISE = (
 TYPES_TRIED = re.compile(
     r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a path but|Given value)"
 )
+# What to do without memory, where nothing more is known.
+LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages or smaller windows; or load_in_4bit, or dtype bfloat16"
 _CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
@@ -168,20 +170,15 @@ def in_one_line(run: Callable[[], Any]) -> None:
         run()
     except (UserError, ArgumentError) as error:
         sys.exit(f"error: {_message(error)}")
-    except OSError as error:
-        if error.filename is None and not isinstance(error, FileNotFoundError):
-            raise  # nothing that the user has named
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except (OSError, RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            sys.exit(f"error: out of memory: {_first_line(error)} {' '.join(getattr(error, '__notes__', [LESS]))}")
+        # Other errors of the system are about a file that the user has named, or else no user's business.
+        if not isinstance(error, OSError) or (error.filename is None and not isinstance(error, FileNotFoundError)):
             raise
-        advice = " ".join(getattr(error, "__notes__", ())) or (
-            "Take a smaller batch_size (train.py: with more accumulate_grad_batches) or max_batch_tokens, shorter "
-            "passages or smaller windows; or load_in_4bit"
-        )
-        sys.exit(f"error: out of memory: {_first_line(error)} {advice}")
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -111,6 +111,11 @@ def describe(figures: Mapping[str, Any]) -> str:
 def memory_advice(trainer: L.Trainer, module: RerankModule[Any]) -> str:
     """The settings to change where memory has run out, with what they are now."""
     data: RankingDataModule[Any] = trainer.datamodule  # type: ignore[attr-defined]
+    if not hasattr(module, "model"):
+        return (
+            "The weights alone are too many: --model.init_args.backbone.dtype=bfloat16, or a quarter of that with "
+            "--model.init_args.backbone.load_in_4bit=true"
+        )
     if not trainer.training:
         tokens, lists = module.reranking.max_batch_tokens, data.val_batch_size
         return (

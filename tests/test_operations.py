@@ -88,9 +88,7 @@ def test_a_step_is_measured(run: Path, record: dict[str, Any]) -> None:
     assert step["seconds_left_at_first"] == pytest.approx(2 * step["seconds_a_step"], abs=0.1)
 
 
-def test_the_start_is_said(
-    folder: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_start_is_said(folder: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         fit(folder, tiny_model, "said", "--trainer.limit_val_batches=0")
     assert "in 6 steps of 4 examples (batch_size 2 x accumulate_grad_batches 2 x processes 1)" in caplog.text
@@ -199,6 +197,13 @@ def allocate() -> None:
 
 def list_without_end() -> None:
     bytearray(2**62)
+
+
+def test_without_memory_for_the_weights(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **options: allocate())
+    expected = r"^error: out of memory: .*The weights alone are too many: --model.init_args.backbone.dtype=bfloat16"
+    with pytest.raises(SystemExit, match=expected):
+        fit(folder, tiny_model, "greedy")
 
 
 @pytest.mark.parametrize("ask", [allocate, list_without_end])
