@@ -34,7 +34,7 @@ TYPES_TRIED = re.compile(
     r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a path but|Given value)"
 )
 # What to do without memory, where nothing more is known.
-LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages or smaller windows; or load_in_4bit, or dtype bfloat16"
+LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
 _CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
