@@ -309,8 +309,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
         checkpoint["rng"] = gather(rng_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         trained = {name: value.shape for name, value in trainable_parameters(self).items()}
+        saved = trained  # of sharded weights, which Lightning has taken out by now
+        if "state_dict" in checkpoint:
+            saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         unlike = [name for name in saved | trained if saved.get(name) != trained.get(name)]
         if unlike:
             raise UserError(

@@ -222,7 +222,7 @@ def test_dealing_by_length_levels_the_rows() -> None:
 
 def test_the_longest_examples_go_to_different_rows() -> None:
     assert deal([9, 1, 1, 9, 1, 1], [3, 3]) == [[0, 1, 4], [2, 3, 5]]
-    assert deal([1, 2, 3], [2, 1]) == [[0, 1], [2]]  # as many as have room, not as few tokens as possible
+    assert deal([1, 2, 3], [2, 1]) == [[0, 2], [1]]  # only the first has room left for the last
     assert deal([7], [1]) == [[0]]
     assert deal([], [0, 0]) == [[], []]
 

@@ -149,7 +149,7 @@ def test_a_dry_run_finds_what_is_wrong(
 
 
 def test_dpo_and_four_bits_run_dry(folder: Path, tiny_model: Path, run: Path) -> None:
-    more = ["--dry_run", "--model.init_args.backbone.adapter=run/adapter", "--data.init_args.negatives=all"]
+    more = ["--dry_run", "--model.init_args.backbone.adapter=run/adapter", "--data.init_args.negatives=sampled:1"]
     skip = "--data.init_args.train.init_args.on_error=skip"
     train_in(folder, command("dpo", "qlora", "preferences", "dry-dpo", skip, *more, model=tiny_model))
     found = json.loads((folder / "dry-dpo" / "dry_run.json").read_text())
@@ -170,7 +170,11 @@ class Greedy(L.Callback):
 @pytest.mark.parametrize(
     ("stage", "more", "advice"),
     [
-        ("fit", [], "--data.init_args.batch_size=4 (it is 8) --trainer.accumulate_grad_batches=2 (it is 1)"),
+        (
+            "fit",
+            ["--data.init_args.batch_size=8"],
+            "--data.init_args.batch_size=4 (it is 8) --trainer.accumulate_grad_batches=2 (it is 1)",
+        ),
         ("fit", ["--data.init_args.batch_size=1"], "--data.init_args.augmentation.max_size (it is 20)"),
         ("fit", [], "--model.init_args.backbone.load_in_4bit=true"),
         ("fit", [], "--model.init_args.backbone.gradient_checkpointing=true"),

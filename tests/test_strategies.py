@@ -144,11 +144,10 @@ def test_the_configuration_is_read(
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ([], "pass --trainer.accelerator cpu"),
-        (["--trainer.accelerator=cpu"], "you must have DeepSpeed installed"),
+        ([], "error: To use the `DeepSpeedStrategy`, you must have DeepSpeed installed."),
         (["--trainer.accelerator=cpu", "--trainer.strategy=fsdp"], "strategy `fsdp` requires a GPU accelerator"),
     ],
-    ids=["no GPU", "no DeepSpeed", "FSDP1"],
+    ids=["DeepSpeed", "FSDP1"],
 )
 def test_what_a_cpu_cannot_run_is_refused_in_one_line(
     tmp_path: Path, tiny_model: Path, more: list[str], expected: str
