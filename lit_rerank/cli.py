@@ -31,7 +31,8 @@ NOISE = (
     "Loading `train_dataloader` to estimate number of stepping batches",
 )
 TYPES_TRIED = re.compile(
-    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a <class '\w+'>\s*$|Expected a path but|Given value)"
+    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a (<class 'NoneType'>|<class '\w+'>\s*$|path but)"
+    r"|Given value)"
 )
 # What to do without memory, where nothing more is known.
 LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
