@@ -20,6 +20,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reference import identity
+from lit_rerank.sharding import whole_weights
 
 Ranked = list[tuple[str, float]]
 
@@ -86,9 +87,10 @@ class RunWriter(L.Callback):
         """The numbers of the records that no earlier run has ranked; rank 0 looks, and tells all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         numbers: list[int] = []
-        self.made_by, self.kept = "", {}
+        self.made_by = fingerprint(module, str(trainer.precision))
+        self.kept: dict[str, Ranked] = {}
         if trainer.is_global_zero:
-            self.made_by, parts = fingerprint(module, str(trainer.precision)), read_parts(self.folder)
+            parts = read_parts(self.folder)
             for number, record in enumerate(records):
                 part = parts.get(record.qid)
                 if part is not None and part.key == key_of(record, self.made_by):
@@ -120,13 +122,14 @@ class RunWriter(L.Callback):
 
 
 def fingerprint(module: RerankModule[Any], precision: str) -> str:
-    """A hash of all that rankings depend on but the candidates: weights, prompt and windows."""
+    """A hash of all that rankings depend on but the candidates: weights, prompt and windows; all processes must ask."""
     reranking = {name: getattr(module.reranking, name) for name in ("window", "stride", "depth", "top_k", "decode")}
     backbone = (identity(module.backbone.model), module.backbone.load_in_4bit, module.backbone.dtype, precision)
     digest = hashlib.blake2b(json.dumps([backbone, asdict(module.prompt), reranking]).encode(), digest_size=16)
-    for name, parameter in trainable_parameters(module).items():  # of an adapter or a checkpoint, wherever it lay
+    # Those of an adapter or a checkpoint, wherever it lay.
+    for name, weight in (whole_weights(module.model) or trainable_parameters(module.model)).items():
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
