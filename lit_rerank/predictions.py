@@ -65,14 +65,10 @@ class RunWriter(L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.predict_loop.return_predictions = False  # a large set's would fill the memory
 
-    def on_predict_batch_end(  # type: ignore[override]
+    def on_predict_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Run, batch: Sequence[RankingRecord], *args: Any
     ) -> None:
-        parts = [
-            Part(record.qid, key_of(record, self.made_by), [*outputs[record.qid]])
-            for record in batch
-            if record.qid in outputs
-        ]
+        parts = [Part(record.qid, key_of(record, self.made_by), [*outputs[record.qid]]) for record in batch]
         with self.file.open("a") as file:
             file.writelines(json.dumps(asdict(part)) + "\n" for part in parts)
         self.written += [part.qid for part in parts]

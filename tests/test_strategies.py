@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from data_modules.trec import read_run
-from tests.training import CONFIGS, command, figures, train_in, write_data
+from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
 
 FSDP = CONFIGS / "trainer" / "fsdp.yaml"
 ZERO = CONFIGS / "trainer" / "deepspeed_zero3.yaml"
@@ -52,8 +52,10 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     dist.init_process_group("gloo")
     for task in TASKS:
         train_in(folder, arguments(model, task, True))
+    crash = (f"--trainer.callbacks+={Crash.__module__}.{Crash.__name__}", "--trainer.callbacks.at=3")
     resumed = ("--trainer.default_root_dir=resumed", "--ckpt_path=half/checkpoints/last.ckpt")
-    train_in(folder, arguments(model, "lora", True, "--trainer.default_root_dir=half", "--trainer.max_steps=3"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_in(folder, arguments(model, "lora", True, "--trainer.default_root_dir=half", *crash))
     train_in(folder, arguments(model, "lora", True, *resumed))
     train_in(folder, predict(model, True))
     dist.destroy_process_group()
