@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -90,6 +90,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.choices, self.seed = choices, seed
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.records: dict[str, datasets.Dataset] = {}
+        # Which candidate lists predict is still to rank, by their numbers; None: all.
+        self.unranked: Callable[[Iterable[RankingRecord]], Sequence[int]] | None = None
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
@@ -144,7 +146,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         return self._plain_loader(_Candidates(self))
 
     def predict_dataloader(self) -> Any:
-        return self._plain_loader(_Candidates(self))
+        lists = _Candidates(self)
+        if self.unranked is not None:
+            # Where all are ranked, one is once more: of a loop without batches, Lightning tells nobody the end.
+            lists.rows = lists.rows.select(self.unranked(map(to_record, lists.rows)) or [0])
+        return self._plain_loader(lists)
 
     def _plain_loader(self, examples: Dataset[Any]) -> Any:
         from torch.utils.data import DataLoader

@@ -265,13 +265,13 @@ def _keys(packed: Packed) -> list[int]:
 
 def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:
     return {
-        "model": _identity(model),
-        "adapter": "none" if adapter is None else _identity(adapter),
+        "model": identity(model),
+        "adapter": "none" if adapter is None else identity(adapter),
         "quantisation": "NF4" if load_in_4bit else "none",
     }
 
 
-def _identity(name: str) -> str:
+def identity(name: str) -> str:
     """The Hugging Face id, or a hash of what the directory holds, for directories are written anew."""
     files = [file for kind in ("*.safetensors", "*.bin", "*config.json") for file in sorted(Path(name).glob(kind))]
     digest = hashlib.blake2b(digest_size=8)
