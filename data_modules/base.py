@@ -342,6 +342,8 @@ def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
             rank_zero_info(f"{name}: {len(part.skipped)} lines skipped, the first: {part.skipped[0]}")
     if not rows:
         raise UserError(f"data.init_args.{name}: the source holds no record")
+    if 0 in sizes and getattr(source, "weights", None):
+        raise UserError(f"data.init_args.{name}: source {sizes.index(0) + 1} of the mixture holds no record")
     return datasets.Dataset.from_list(rows), sizes
 
 

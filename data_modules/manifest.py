@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from data_modules.sources.base import Row, each, is_number, is_text, is_whole, parse_object, text
 from data_modules.sources.base import field as required
+from lit_rerank.chain import get_format
+from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_rerank.encoding import WindowEncoder
+    from lit_rerank.chat import ChatTokenizer
 
 NAME = "manifest.json"
 
@@ -53,9 +55,9 @@ class Manifest:
     encoded_as: Mapping[str, str] = field(default_factory=dict)
     tokens: int | None = None
 
-    def check_encoder(self, encoder: "WindowEncoder", folder: str) -> None:
+    def check_encoder(self, encoder: WindowEncoder, folder: str) -> None:
         """Raise a UserError where the shards were prepared for another tokenizer or format."""
-        for name, own in fingerprints(encoder).items():
+        for name, own in fingerprints(encoder.chat, encoder.settings).items():
             meant = self.encoded_as.get(name, own)
             if meant != own:
                 raise UserError(
@@ -79,16 +81,19 @@ class Manifest:
         return manifest
 
 
-def fingerprints(encoder: "WindowEncoder") -> dict[str, str]:
-    """Of a tokenizer with its chat template, and of a prompt format: equal only where text is encoded alike."""
-    tokenizer: Any = encoder.chat.tokenizer
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend.pop("truncation"), backend.pop("padding")  # of the last call
-    written = [backend, tokenizer.chat_template, tokenizer.all_special_tokens]
-    sample = encoder.format
-    shown = sample.user("query", ["one", "two"], encoder.settings.repeat_identifier)
-    said = [asdict(encoder.settings), sample.system, shown, sample.render((2, 1)).text]
-    return {"tokenizer": _digest(written), "format": _digest(said)}
+def fingerprints(chat: "ChatTokenizer | None", prompt: PromptSettings | None) -> dict[str, str]:
+    """Of a tokenizer with its chat template, and of how prompts are written: equal only where text is encoded alike."""
+    found = {}
+    if chat is not None:
+        tokenizer: Any = chat.tokenizer
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        written = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
+        found["tokenizer"] = _digest([written, tokenizer.chat_template, tokenizer.all_special_tokens])
+    if prompt is not None:
+        form = get_format(prompt.format)
+        shown = form.user("query", ["one", "two"], prompt.repeat_identifier)
+        found["format"] = _digest([asdict(prompt), form.system, shown, form.render((2, 1)).text])
+    return found
 
 
 def _digest(value: Any) -> str:

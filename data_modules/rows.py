@@ -52,7 +52,7 @@ def from_row(row: Mapping[str, Any]) -> Any:
 
 
 def schema(kind: type) -> "pa.Schema":
-    """The columns of a kind of record (one of `KINDS`). Files that are written apart have the same, whatever they lack."""
+    """The columns of a kind of record, one of `KINDS`. Files that are written apart have the same."""
     import pyarrow as pa
 
     text, whole = pa.string(), pa.int64()

@@ -1,8 +1,8 @@
 """Training examples from shards that are read while they are used: memory does not depend on how many there are.
 
-Which examples a batch holds is a function of (seed, epoch, process, number of the batch). So a batch can be asked for by
-its number, as a map-style dataset's can: any number of worker processes makes the same batches, and a resumed run needs
-to know nothing but how many batches there were, on every process the same.
+Which examples a batch holds is a function of (seed, epoch, process, number of the batch). So a batch can be asked for
+by its number, as a map-style dataset's can: any number of worker processes makes the same batches, and a resumed run
+needs to know nothing but how many batches there were, on every process the same.
 
 An epoch takes a *quota* of records from each source, and every process an equal share of each quota. A share is read in
 blocks, which are shuffled whole: the shuffle buffer. A worker reads all blocks of its process in turn, and encodes the
