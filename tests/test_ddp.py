@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_modules.prepare import prepare
+from data_modules.sources.own import write_jsonl
 from data_modules.trec import read_run
 from lit_rerank.metrics import Means, TrecMetrics, gather, means, per_query
 from tests.test_metrics import queries
+from tests.tiny import record
 from tests.training import CONFIGS, command, figures, train_in, write_data
 
 COMMON = ("--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2")
@@ -25,7 +28,14 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     """Two epochs of 3 steps, of 4, 4 and (of 10 windows) 2 windows."""
     name = f"{task}-{'two' if pair else 'one'}"
     own = [*COMMON, f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ())]
-    if task in ("sft", "replay"):
+    if task == "streamed":  # an epoch of 7 records is a step, of 3 and 4 windows or of 7: one process lacks a batch
+        own += [
+            f"--config={CONFIGS / 'data' / 'streaming.yaml'}",
+            "--data.init_args.train.init_args.path=data/odd.shards",
+        ]
+        own += ["--data.init_args.batch_size=1", f"--trainer.accumulate_grad_batches={4 if pair else 7}"]
+        own.append(f"--data.init_args.num_workers={2 if pair else 0}")
+    if task in ("sft", "replay", "streamed"):
         own.append("--model.init_args.optimizer.lr=0.001")
     if task == "replay":  # 6 conversations, of 16 examples
         own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.375"]
@@ -55,6 +65,7 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     for args in (
         arguments(folder, model, "sft", True),
         arguments(folder, model, "replay", True),
+        arguments(folder, model, "streamed", True),
         arguments(folder, model, "dpo", True),
         predict(folder, model, True),
     ):
@@ -90,7 +101,10 @@ def weighed(rank: int) -> dict[str, tuple[float, int]]:
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Runs of one process and of two, and what the two say of metrics."""
     folder = write_data(tmp_path_factory.mktemp("ddp"), train=10, val=2, candidates=5)
+    write_jsonl([record(f"t{i}", 4) for i in range(7)], folder / "data" / "odd.jsonl")
+    prepare(str(folder / "data" / "odd.jsonl"), output=folder / "data" / "odd.shards", shard_records=3)
     train_in(folder, arguments(folder, tiny_model, "sft", False))
+    train_in(folder, arguments(folder, tiny_model, "streamed", False))
     train_in(folder, arguments(folder, tiny_model, "replay", False))
     train_in(folder, arguments(folder, tiny_model, "dpo", False))
     train_in(folder, predict(folder, tiny_model, False))
@@ -106,7 +120,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("task", ["sft", "replay", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "replay", "streamed", "dpo"])
 def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = (
         load_file(folder / f"{task}-{n}/checkpoints/last/adapter/adapter_model.safetensors") for n in ("one", "two")
@@ -119,15 +133,15 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
     assert moved > (5e-5 if task == "dpo" else 1e-3)
 
 
-@pytest.mark.parametrize("task", ["sft", "replay", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "replay", "streamed", "dpo"])
 def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = figures(folder / f"{task}-one"), figures(folder / f"{task}-two")
-    assert len(one) == (8 if task == "replay" else 6)
+    assert len(one) == {"replay": 8, "streamed": 2}.get(task, 6)
     for step, row in one.items():
         for name in [name for name in row if name == "train/tokens_per_s" or (step == 1 and "accuracy" in name)]:
             del row[name], two[step][name]  # in DPO's first step rewards are 0, but for rounding
         assert two[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert "val/nDCG@10" in one[4 if task == "replay" else 3]
+    assert "val/nDCG@10" in one[{"replay": 4, "streamed": 1}.get(task, 3)]
     assert any("train/replay_loss" in row for row in one.values()) == (task == "replay")
     if task == "dpo":  # on_policy: not every window has a preference
         assert min(row["train/preferences"] for row in one.values()) < max(

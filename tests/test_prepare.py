@@ -75,7 +75,7 @@ def test_a_files_layout_is_told_by_its_first_row(source: Path, tmp_path: Path) -
 def test_sources_of_all_kinds_are_named_on_the_command_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = "{class_path: JsonlSource, init_args: {path: %s}}" % source
+    written = f"{{class_path: JsonlSource, init_args: {{path: {source}}}}}"
     (tmp_path / "s.yaml").write_text(written)
     command(str(source), written, str(tmp_path / "s.yaml"), f"--output={tmp_path / 'shards'}", "--shard_records=7")
     assert capsys.readouterr().out == f"{tmp_path / 'shards'}: 30 records in 5 shards\n"

@@ -303,13 +303,13 @@ def test_a_mixture_without_manifests_needs_weights(data: Path, tiny_model: Path)
 
 
 def test_other_sources_and_missing_ones_are_named(data: Path, tiny_model: Path) -> None:
-    with pytest.raises(UserError, match="data.streaming reads shards: set data.init_args.train to"):
+    with pytest.raises(UserError, match=r"data.streaming reads shards: set data.init_args.train to"):
         permutations(data, tiny_model, JsonlSource(data / "train.jsonl")).train_dataloader()
     module = PermutationDataModule(tokenizer=str(tiny_model), streaming=True)
     module.setup("fit")
-    with pytest.raises(UserError, match="data.init_args.train is not set: there is nothing to train on"):
+    with pytest.raises(UserError, match=r"data.init_args.train is not set: there is nothing to train on"):
         module.train_dataloader()
-    with pytest.raises(UserError, match="data.shuffle_buffer is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"data.shuffle_buffer is 0; it must be at least 1"):
         permutations(data, tiny_model, shuffle_buffer=0)
 
 

@@ -19,12 +19,12 @@ class MixedSource(Source[Any]):
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        self.sources, self.weights = sources, weights
         if not sources:
             raise UserError("MixedSource needs one source or more")
         if any(isinstance(source, MixedSource) and source.weights for source in sources):
             raise UserError("MixedSource: a mixture with weights cannot stand in another one: mix all of them in one")
         check_weights(weights, len(sources))
-        self.sources, self.weights = sources, weights
 
     def _read(self) -> Iterator[Any]:
         for source in self.sources:

@@ -135,6 +135,7 @@ class ShardsSource(Source[Any]):
 
     def check_content(self) -> None:
         """Raise a UserError where a shard on disk is not, to the byte, the one that the manifest describes."""
+        self.check()
         for shard in self.manifest.shards if self.manifest and "://" not in self.path else ():
             if hash_of(Path(self.path, shard.name)) != shard.sha256:
                 raise UserError(f"{self.path}/{shard.name} is not the file that {manifest.NAME} beside it describes")
