@@ -173,6 +173,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         known = all(part.manifest is not None for part in shards)
         if known:
             taken = quotas(sizes, weights)
+            for part in (part for part, size in zip(shards, sizes, strict=True) if not size):
+                raise UserError(f"{part.path} holds no record")
         else:
             weights = weights or [1.0] * len(shards)
             taken = quotas(sizes, weights, processes * self._records_of_run(shards))
@@ -334,7 +336,7 @@ def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
     import datasets
 
     rows: list[Row] = []
-    sizes = []
+    sizes: list[int] = []
     for part in _parts(source):
         rows += map(to_row, part)
         sizes.append(len(rows) - sum(sizes))

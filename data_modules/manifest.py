@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from data_modules.sources.base import Row, each, is_number, is_text, is_whole, parse_object, text
+from data_modules.sources.base import Row, each, is_text, is_whole, parse_object, text
 from data_modules.sources.base import field as required
 from lit_rerank.chain import get_format
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -124,10 +124,10 @@ def _skipped(row: Row) -> Skipped:
 
 def _count(row: Row, name: str) -> int:
     count = required(row, name, is_whole, "a whole number")
-    if count < 0 or not is_number(count):
-        raise UserError(f'"{name}" is {count}; it cannot be')
+    if count < 0:
+        raise UserError(f'"{name}" is {count}; it must not be negative')
     return count
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: Any) -> TypeGuard[Mapping[str, str]]:
     return isinstance(value, dict) and all(map(is_text, value.values()))

@@ -157,7 +157,7 @@ def _open(source: str, on_error: OnError) -> Source[Any]:
     parser.add_subclass_arguments(Source, "source", required=True)
     parsed = parser.parse_object({"source": settings})
     try:
-        return parser.instantiate(parsed).source  # type: ignore[no-any-return]
+        return parser.instantiate(parsed).source
     except ValueError as error:
         raise UserError(str(error)) from error  # jsonargparse may have packed what the class said
 

@@ -14,6 +14,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import Dataset
@@ -163,7 +164,8 @@ class Passes:
     ) -> None:
         self.source, self.example, self.per_record, self.seed = source, example, per_record, seed
         self._counts = list(source.counts)
-        self._first = index
+        known = (UNKNOWN if count is None else count for count in source.counts)
+        self._first = list(accumulate(known, initial=index))  # the indices of the shards' first records
         self._chunks: Iterator[_Chunk] = iter(())
         self._chunk: _Chunk | None = None
         self._stop = 0.0  # where the shard ends that is read
@@ -180,12 +182,8 @@ class Passes:
 
     def _make(self, chunk: _Chunk, i: int, k: int) -> Any:
         row = self.source.decode(chunk.table, i, chunk.shard, chunk.first + i)
-        index = self._index(chunk.shard) + chunk.first + i
+        index = self._first[chunk.shard] + chunk.first + i
         return self.example(row, chunk.done, index * self.per_record + k)
-
-    def _index(self, shard: int) -> int:
-        """The index of a shard's first record."""
-        return self._first + sum(UNKNOWN if count is None else count for count in self.source.counts[:shard])
 
     def _find(self, number: int) -> _Chunk:
         """The chunk that holds a record."""

@@ -1,7 +1,7 @@
 """`make check-streaming`: streamed records over processes and workers, each exactly once, in memory that stays flat.
 
-Two processes (gloo) of two workers each train a module of a single weight on shards, by Lightning's Trainer, through the
-project's data module: records are read, windows drawn and encoded as in any training.
+Two processes (gloo) of two workers each train a module of a single weight on shards, by Lightning's Trainer, through
+the project's data module: records are read, windows drawn and encoded as in any training.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from lit_rerank.errors import UserError
 MODEL = "models/smollm2-135m-instruct"
 MEGABYTE = 2**20
 LIMIT = 50  # MB by which no process may grow
+WORDS = ("fleas", "live", "for", "a", "hundred", "days", "on", "dogs", "and", "cats", "where", "it", "is", "warm")
 WARM = 0.1  # share of an epoch after which nothing should grow
 
 
@@ -89,9 +90,8 @@ def resident(process: str) -> int:
 def records(count: int, passages: int) -> Iterator[RankingRecord]:
     """Records that a teacher has ordered, of some hundred bytes a passage."""
     draw = random.Random(0)
-    words = "fleas live for a hundred days on dogs and cats or birds where it is warm".split()
     for number in range(count):
-        texts = (" ".join(draw.choices(words, k=40)) for _ in range(passages))
+        texts = (" ".join(draw.choices(WORDS, k=40)) for _ in range(passages))
         listed = tuple(Passage(f"d{number}-{i}", text) for i, text in enumerate(texts))
         order = tuple(draw.sample(range(1, passages + 1), passages))
         yield RankingRecord(f"q{number}", "how long do fleas live", listed, order)

@@ -122,7 +122,7 @@ class ShardsSource(Source[Any]):
     # -- files --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise a UserError where a shard is missing, or is not of the size that the manifest says."""
+        """Raise a UserError where a shard is missing, is not of the size that the manifest says, or holds no records."""
         for shard in self.manifest.shards if self.manifest else ():
             try:
                 size = self._system.info(f"{self.path}/{shard.name}")["size"]
@@ -132,6 +132,7 @@ class ShardsSource(Source[Any]):
                 raise UserError(
                     f"{self.path}/{shard.name} has {size} bytes; {manifest.NAME} beside it says {shard.bytes}"
                 )
+        self._streams  # noqa: B018 (opened before processes are forked, which then need not)
 
     def check_content(self) -> None:
         """Raise a UserError where a shard on disk is not, to the byte, the one that the manifest describes."""
