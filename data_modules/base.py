@@ -101,6 +101,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.records: dict[str, datasets.Dataset] = {}
         self.sizes: dict[str, list[int]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own."""
+        return vars(self) | {"trainer": None, "records": {}}
+
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
         """The training example that is drawn from a row of a source at (epoch, index)."""

@@ -120,7 +120,7 @@ def check(
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy="ddp_spawn",
+        strategy="ddp_fork",
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

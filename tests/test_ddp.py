@@ -34,7 +34,7 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
             "--data.init_args.train.init_args.path=data/odd.shards",
         ]
         own += ["--data.init_args.batch_size=1", f"--trainer.accumulate_grad_batches={4 if pair else 7}"]
-        own.append(f"--data.init_args.num_workers={2 if pair else 0}")
+        own.append("--data.init_args.num_workers=0")
     if task in ("sft", "replay", "streamed"):
         own.append("--model.init_args.optimizer.lr=0.001")
     if task == "replay":  # 6 conversations, of 16 examples
