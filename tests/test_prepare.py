@@ -128,9 +128,9 @@ def shards(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def rewritten(shards: Path, **changes: object) -> None:
-    manifest = json.loads((shards / NAME).read_text())
-    (shards / NAME).write_text(json.dumps(manifest | changes))
+def rewritten(folder: Path, /, **changes: object) -> None:
+    manifest = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps(manifest | changes))
 
 
 def miscounted(shards: Path) -> None:
