@@ -122,7 +122,7 @@ class ShardsSource(Source[Any]):
     # -- files --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise a UserError where a shard is missing, of another size than the manifest says, or no table of records."""
+        """Raise a UserError where a shard is missing, of another size than the manifest says, or no table."""
         for shard in self.manifest.shards if self.manifest else ():
             try:
                 size = self._system.info(f"{self.path}/{shard.name}")["size"]
