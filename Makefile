@@ -20,11 +20,11 @@ RESULTS := results results-base results-likelihood results-direct results-chain 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test bench-train bench-rerank check-decoding \
-	tensorboard wheel clean
+.PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test bench-train bench-rerank bench-stream \
+	check-decoding check-streaming tensorboard wheel clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Create .venv and install the project into it, editable, at the tested versions
 
@@ -81,8 +81,14 @@ bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physic
 bench-rerank: $(STAMP) $(MODEL)/config.json ## Decoding beside generation and the physical limit (DATA, LISTS)
 	$(BIN)/python -m benchmarks.rerank --data $(DATA) --candidates $(LISTS)/dl21.bm25.top100.jsonl.gz
 
+bench-stream: $(STAMP) $(MODEL)/config.json ## Streamed tokens a second beside those from memory (DATA)
+	$(BIN)/python -m benchmarks.stream --data $(DATA)
+
 check-decoding: $(STAMP) $(MODEL)/config.json ## Forced-text decoding against generate, on 200 windows (DATA, ADAPTER)
 	$(BIN)/python -m scripts.check_decoding --data $(DATA) $(if $(ADAPTER),--adapter $(ADAPTER))
+
+check-streaming: $(STAMP) $(MODEL)/config.json ## 100,000 streamed records, 2 processes x 2 workers: each once, flat memory
+	$(BIN)/python -m scripts.check_streaming
 
 tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

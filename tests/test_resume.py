@@ -96,6 +96,12 @@ def test_replay_resumes(folder: Path, tiny_model: Path) -> None:
     assert 3 < sum("train/replay_loss" in row for row in rows) < len(rows)
 
 
+def test_streamed_records_resume(folder: Path, tiny_model: Path) -> None:
+    streaming = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.num_workers=0")
+    args = command("sft", "lora", "permutations", "", *COMMON, *streaming, *EPOCHS, DROPOUT, model=tiny_model)
+    check_resume(folder, "sft-streamed", [*args, "--data.init_args.shuffle_buffer=3"], crashes=(3, 5))
+
+
 @pytest.mark.parametrize("backbone", ["lora", "qlora"])
 def test_dpo_resumes(folder: Path, tiny_model: Path, adapter: str, backbone: str) -> None:
     start = f"--model.init_args.backbone.adapter={adapter}"
