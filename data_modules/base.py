@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Example = TypeVar("Example")
 
 STAGES = {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}  # else the candidates alone
-
+MAX_WORKERS = 512
 PASSAGE_TOKENS = 100  # where passages are not cut; roughly
 
 
@@ -88,8 +88,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             )
         if shuffle_buffer < 1:
             raise UserError(f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1 record")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; 0 loads in the training process itself")
+        if not 0 <= num_workers <= MAX_WORKERS:
+            raise UserError(
+                f"data.num_workers is {num_workers}; 0 loads in the training process itself, {MAX_WORKERS} are the most"
+            )
         self.sources = {"train": train, "val": val, "candidates": candidates}
         self.replay, self.replay_share = replay, replay_share
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
@@ -135,6 +137,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             self.records["replay"], _ = _load("replay", self.replay)
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
+            unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
+            if self.is_judged and unjudged:
+                names = " ".join(unjudged[:20]) + (" ..." if len(unjudged) > 20 else "")
+                rank_zero_info(f"candidates: {len(unjudged)} lists have no judgement and do not count: {names}")
 
     def _prepared(self, stage: str | None) -> list[ShardsSource]:
         """The folders of shards that a stage reads."""

@@ -77,6 +77,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
 
         from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.index import index_collection
+        from lit_rerank.evaluation.injection import measure_injection
         from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
@@ -95,6 +96,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "merge": merge_adapter,
             "sweep": sweep_scales,
             "compare": compare_runs,
+            "injection": measure_injection,
             "index": index_collection,
         }
         commands = parser.add_subcommands()
@@ -128,22 +130,14 @@ def _variadic(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _check_configs(words: Sequence[str]) -> None:
-    """Refuse config files that are no YAML mappings by name and line; jsonargparse would name neither."""
-    import yaml
+    """Refuse config files that hold no settings; those that are absent are jsonargparse's to name."""
+    from lit_rerank.config_files import check_config
 
     pairs = zip_longest(words, words[1:], fillvalue="")
     files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
     for file in map(Path, files):
-        if not file.is_file():  # jsonargparse says so
-            continue
-        try:
-            settings = yaml.load(file.read_bytes(), yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{file}:{mark.line + 1}" if mark else file
-            raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-        if not isinstance(settings, dict):
-            raise UserError(f"{file}: must hold settings (key: value), not {type(settings).__name__}")
+        if file.is_file():
+            check_config(file)
 
 
 def installed_packages_first() -> None:
@@ -174,7 +168,7 @@ def in_one_line(run: Callable[[], Any]) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
         sys.exit(
@@ -184,12 +178,13 @@ def in_one_line(run: Callable[[], Any]) -> None:
         )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """CUDA's error has a name of its own; the CPU's allocator merely says so."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: RuntimeError | MemoryError) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") + "."
 
 

@@ -72,6 +72,11 @@ class RerankCLI(LightningCLI):
                 name = data.__name__
                 raise UserError(f"{module.__name__} learns from {name}: set data.class_path to data_modules.{name}")
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Left to itself, Lightning reads a checkpoint from a URL as a pickle, which may run anything.
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"weights_only": kwargs.get("weights_only") is not False}
+
     def before_fit(self) -> None:
         """A run that does not resume an earlier one replaces its logs."""
         folder = Path(self.trainer.default_root_dir)

@@ -13,7 +13,7 @@ from data_modules.base import RankingDataModule
 from data_modules.records import Window
 from data_modules.sources import CandidatesSource, JsonlSource, PairsSource
 from data_modules.sources.own import write_jsonl
-from data_modules.windows import Augmentation, EpochSampler, generator
+from data_modules.windows import Augmentation, BucketSampler, generator
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.preferences import PreferenceExample
@@ -143,18 +143,68 @@ def test_only_the_first_choices_are_supervised(source: Path, tiny_model: Path) -
         PermutationDataModule(choices=0)
 
 
-@pytest.mark.parametrize("length", [8, 7, 1])
-def test_processes_share_the_epoch_without_overlap(length: int) -> None:
-    def keys(rank: int, epoch: int = 3) -> list[tuple[int, int]]:
-        sampler = EpochSampler(range(length), 2, rank, seed=5)  # type: ignore[arg-type]
-        sampler.set_epoch(epoch)
-        return list(sampler)
+class Lengths:
+    """Examples of which only the lengths matter: most are short, a few long."""
 
-    both = keys(0) + keys(1)
-    assert {epoch for epoch, _ in both} == {3}
-    assert {index for _, index in both} == set(range(length))
-    assert len(both) == length + length % 2  # as few are repeated as makes the shares even
-    assert [i for _, i in keys(0, 4)] != [i for _, i in keys(0)] or length == 1
+    def __init__(self, count: int) -> None:
+        self.lengths = [random.Random(i).choice([10, 12, 15, 20, 100]) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+    def length(self, key: tuple[int, int]) -> int:
+        return self.lengths[key[1]]
+
+
+def steps(count: int, processes: int, accumulate: int, batch_size: int, epoch: int = 3) -> list[list[list[int]]]:
+    """The rows of each optimizer step, on all processes."""
+    found: list[list[list[int]]] = []
+    for rank in range(processes):
+        sampler = BucketSampler(Lengths(count), processes, rank, 5, batch_size, accumulate)
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert len(keys) == len(sampler)
+        assert {epoch for epoch, _ in keys} == {epoch}
+        indices = [index for _, index in keys]
+        rows = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        for step, start in enumerate(range(0, len(rows), accumulate)):
+            found += [[]] if rank == 0 else []
+            found[step] += rows[start : start + accumulate]
+    return found
+
+
+@pytest.mark.parametrize("count", [48, 47, 9, 1])
+@pytest.mark.parametrize(("processes", "accumulate", "batch_size"), [(2, 1, 4), (1, 4, 2), (2, 2, 2), (4, 2, 1)])
+def test_a_steps_examples_do_not_depend_on_how_it_is_read(
+    count: int, processes: int, accumulate: int, batch_size: int
+) -> None:
+    read = [flat(rows) for rows in steps(count, processes, accumulate, batch_size)]
+    expected = [flat(rows) for rows in steps(count, 1, 1, 8)]
+    assert sorted(flat(expected)) == list(range(count))
+    assert len(read) == len(expected)
+    assert all(set(found) == set(one) for found, one in zip(read[:-1], expected[:-1], strict=True))
+    assert set(read[-1]) >= set(expected[-1])
+    assert len(flat(read)) == count + -count % processes  # as few are repeated as makes the shares even
+
+
+def test_each_epoch_has_steps_of_its_own() -> None:
+    assert steps(48, 1, 1, 8, epoch=3) != steps(48, 1, 1, 8, epoch=4)
+
+
+def test_the_rows_of_a_step_are_of_like_length() -> None:
+    lengths = Lengths(256).lengths
+
+    def spread(rows: list[list[int]]) -> int:
+        totals = [sum(lengths[i] for i in row) for row in rows]
+        return max(totals) - min(totals)
+
+    for rows in steps(256, 2, 4, 8):
+        in_order = sorted(flat(rows))
+        assert spread(rows) < 100  # less than one long example
+        assert spread(rows) < spread([in_order[start : start + 8] for start in range(0, 64, 8)])
 
 
 def test_records_come_back_from_the_table_as_they_were(tiny_model: Path, tmp_path: Path) -> None:
@@ -203,6 +253,16 @@ def test_pairs_where_rankings_are_needed_are_refused(tiny_model: Path, tmp_path:
     module = PermutationDataModule(train=PairsSource(tmp_path / "pairs.jsonl"), tokenizer=str(tiny_model))
     module.setup("fit")
     with pytest.raises(UserError, match="ready-made pairs are for PreferenceDataModule"):
+        batches(module)
+
+
+def test_a_pair_whose_prompt_merges_with_an_answer_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    """`Step` is one token, and no context is left."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "St", "chosen": "ep", "rejected": "art"}\n')
+    source = PairsSource(tmp_path / "pairs.jsonl")
+    module = PreferenceDataModule(negatives="sequence", train=source, tokenizer=str(tiny_model))
+    module.setup("fit")
+    with pytest.raises(UserError, match="pair 0: its prompt holds no token that stands before both answers"):
         batches(module)
 
 

@@ -15,7 +15,7 @@ from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
 from lit_rerank.errors import UserError
 from lit_rerank.packing import Packer
-from lit_rerank.scoring import token_logits, token_logps
+from lit_rerank.scoring import compiled_length, token_logits, token_logps
 from tests.test_packing import seen_by_layout
 
 VOCABULARY = 300
@@ -207,6 +207,12 @@ def test_families_of_models(kind: str, options: dict[str, Any], tmp_path: Path) 
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     check_is_twin(load(tmp_path).eval(), *questions_about(trunks=2))
     check_goes_on(load(tmp_path).eval())
+
+
+def test_compiled_rows_have_few_lengths_and_little_padding() -> None:
+    lengths = [compiled_length(tokens) for tokens in range(1, 2**15 + 1)]
+    assert len(set(lengths)) == 16 + 3 * 8
+    assert all(0 <= length - tokens < max(256, tokens / 8) for tokens, length in enumerate(lengths, start=1))
 
 
 def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
