@@ -1,11 +1,13 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
 # goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL, LISTS its
-# candidate lists; ADAPTER is a trained one.
+# candidate lists, CRANFIELD and MMLU those collections; ADAPTER is a trained one.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
 DATA ?= data
 LISTS ?= $(DATA)
+CRANFIELD ?= $(DATA)/cranfield
+MMLU ?= $(DATA)/mmlu
 ADAPTER ?=
 
 VENV := .venv
@@ -14,11 +16,12 @@ STAMP := $(VENV)/.installed
 LUCENE := $(VENV)/.lucene
 MODEL := models/smollm2-135m-instruct
 FIND_JAVA := from data_modules.java import find_java; print("Lucene runs on", find_java())
+RESULTS := results results-base results-likelihood results-direct results-chain results-dpo
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lucene model quickstart train-pydocs lint test bench-train bench-rerank check-decoding tensorboard wheel \
-	clean
+.PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test bench-train bench-rerank check-decoding \
+	tensorboard wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -55,6 +58,13 @@ quickstart: $(STAMP) $(MODEL)/config.json ## See the small LLM learn to rank: ru
 
 train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train-pydocs; goes on where it stopped
 	$(BIN)/python -m scripts.train_pydocs
+
+results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
+
+# Each row within two and a half hours of two cores; what is there is kept.
+$(RESULTS): $(STAMP) $(MODEL)/config.json
+	$(BIN)/python -m scripts.results --data $(DATA) --lists $(LISTS) --cranfield $(CRANFIELD) --mmlu $(MMLU) \
+	  $(patsubst results-%,%,$(filter results-%,$@))
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

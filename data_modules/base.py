@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Example = TypeVar("Example")
 
+MAX_WORKERS = 512
 PASSAGE_TOKENS = 100  # where passages are not cut; roughly
 
 
@@ -77,8 +78,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(
                 f"data.replay_share is {replay_share}; it must be above 0 and below 1, a share of all examples"
             )
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; 0 loads in the training process itself")
+        if not 0 <= num_workers <= MAX_WORKERS:
+            raise UserError(
+                f"data.num_workers is {num_workers}; 0 loads in the training process itself, {MAX_WORKERS} are the most"
+            )
         self.sources = {"train": train, "val": val, "candidates": candidates}
         self.replay, self.replay_share = replay, replay_share
         self.tokenizer, self.trust_remote_code = tokenizer, trust_remote_code
@@ -112,6 +115,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             self.records["replay"] = _load("replay", self.replay)
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
+            unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
+            if self.is_judged and unjudged:
+                names = " ".join(unjudged[:20]) + (" ..." if len(unjudged) > 20 else "")
+                rank_zero_info(f"candidates: {len(unjudged)} lists have no judgement and do not count: {names}")
 
     @property
     def is_judged(self) -> bool:

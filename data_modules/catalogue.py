@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_modules.collection import Collection, Document
+from data_modules.files import user_path
 from data_modules.sources import irds
 from data_modules.sources.corpus import DocumentsSource, QueriesSource
 from data_modules.trec import Qrels, read_beir_qrels, read_qrels
@@ -38,7 +39,7 @@ def open_collection(name: str) -> Collection:
     Raises:
         UserError: for anything else, or where what it names is broken.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name in PYDOCS:
         from data_modules.pydocs import pydocs
 
@@ -99,8 +100,8 @@ def _lucene(name: str) -> Collection:
     index, at, topics = name.removeprefix(LUCENE).partition("@")
     queries: dict[str, str] = {}
     qrels: Qrels = {}
-    if Path(topics).expanduser().is_dir() and at:
-        queries, qrels = _judged_queries(Path(topics).expanduser())
+    if user_path(topics).is_dir() and at:
+        queries, qrels = _judged_queries(user_path(topics))
     elif topics.startswith(IR_DATASETS):
         dataset_id = topics.removeprefix(IR_DATASETS)
         dataset = irds.load(dataset_id, "queries")

@@ -3,16 +3,21 @@
 import math
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float
 from pathlib import Path
 
+from data_modules.files import existing_file, read_lines
 from data_modules.records import RankingRecord
 from lit_rerank.errors import UserError
 
 Qrels = dict[str, dict[str, int]]
 Ranking = list[tuple[str, float]]
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")
+
+MAX_NAME = 4096  # bytes of a qid, a docid or any other column
 BEIR_HEADER = "query-id corpus-id score"
 
 
@@ -33,7 +38,7 @@ def _grades(rows: Iterable[tuple[str, ...]]) -> Qrels:
     qrels: Qrels = {}
     for place, qid, docid, grade in rows:
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", grade):
-            raise UserError(f"{place}: the grade must be a whole number, not {grade!r}")
+            raise UserError(f"{place}: the grade must be a whole number, not {reprlib.repr(grade)}")
         if qrels.setdefault(qid, {}).setdefault(docid, int(grade)) != int(grade):
             raise UserError(f"{place}: docid {docid!r} of query {qid!r} has another grade further up")
     return qrels
@@ -92,6 +97,8 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
 def _check_name(name: str) -> None:
     if name.split() != [name]:
         raise UserError(f"{name!r} is empty or holds white space, which a TREC run cannot: rename that query or docid")
+    if "\0" in name or len(name.encode()) > MAX_NAME:
+        raise UserError(f"{reprlib.repr(name)} has more than {MAX_NAME} bytes, or holds a zero byte: rename it")
 
 
 def in_order(ranking: Iterable[tuple[str, float]]) -> Ranking:
@@ -104,31 +111,21 @@ def _single(score: float) -> float:
 
 
 def _score(written: str, place: str) -> float:
-    try:
-        score = float(written)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(_single(score)):
-        raise UserError(f"{place}: the score must be a finite number, not {written!r}")
-    return score
+    if not _NUMBER.fullmatch(written) or not math.isfinite(_single(float(written))):
+        raise UserError(f"{place}: the score must be a finite number, not {reprlib.repr(written)}")
+    return float(written)
 
 
 def _read_rows(path: str | Path, layout: str) -> Iterator[tuple[str, list[str]]]:
     """`file:line` and columns of each line that is not blank. Bytes split on ASCII white space only, as C does."""
     columns = layout.split()
-    try:
-        with Path(path).expanduser().open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                place = f"{path}:{number}"
-                try:
-                    row = [column.decode() for column in line.split()]
-                except UnicodeDecodeError:
-                    raise UserError(f"{place}: not UTF-8") from None
-                if row and len(row) != len(columns):
-                    raise UserError(f"{place}: has {len(row)} columns, not the {len(columns)} of `{layout}`")
-                if row:
-                    yield place, row
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    for place, line in read_lines(existing_file(path)):
+        row = line.split()
+        if len(row) != len(columns):
+            raise UserError(f"{place}: has {len(row)} columns, not the {len(columns)} of `{layout}`")
+        if max(map(len, row)) > MAX_NAME or b"\0" in line:  # trec_eval's code would cut the name there
+            raise UserError(f"{place}: a name of more than {MAX_NAME} bytes, or one that holds a zero byte")
+        try:
+            yield place, [column.decode() for column in row]
+        except UnicodeDecodeError:
+            raise UserError(f"{place}: not UTF-8") from None

@@ -3,15 +3,19 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import cycle, islice
 from typing import Protocol
 
 import torch
 from torch.utils.data import DistributedSampler
 
 from data_modules.records import RankingRecord, Window
+from lit_rerank.chain import check_size
 from lit_rerank.errors import UserError
 
 CHARACTERS_PER_TOKEN = 4  # roughly
+MOST_WINDOWS = 100_000  # of a record in an epoch
 
 
 @dataclass
@@ -30,11 +34,12 @@ class Augmentation:
     windows_per_record: int = 1
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_size <= self.max_size or self.windows_per_record < 1:
+        if not 2 <= self.min_size <= self.max_size or not 1 <= self.windows_per_record <= MOST_WINDOWS:
             raise UserError(
                 f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows a record; "
-                "a window holds 2 passages or more, and every record gives one window or more"
+                f"a window holds 2 passages or more, and every record gives 1 to {MOST_WINDOWS:,} windows"
             )
+        check_size(self.max_size)
 
     def draw(self, record: RankingRecord, draw: random.Random) -> Window:
         """A window of random passages of `record`; where only its first places are known, those are among them."""
@@ -105,9 +110,7 @@ class BucketSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        indices = order.tolist()
-        indices += (indices * self.num_replicas)[: self.total_size - len(indices)]
-        keys = [(self.epoch, index) for index in indices]
+        keys = [(self.epoch, index) for index in islice(cycle(order.tolist()), self.total_size)]
         per_step = self.num_replicas * self.accumulate * self.batch_size
         for start in range(0, len(keys), per_step):
             yield from self._own_rows(keys[start : start + per_step])
@@ -128,7 +131,10 @@ def deal(lengths: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
         The examples' numbers in each row, in rising order; all are dealt if there is room.
     """
     rows: list[list[int]] = [[] for _ in sizes]
+    with_room = [(0, number) for number in range(len(sizes))]  # a heap of each row's length so far
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        with_room = [row for row, size in zip(rows, sizes, strict=True) if len(row) < size]
-        min(with_room, key=lambda row: sum(lengths[j] for j in row)).append(i)
+        length, number = heappop(with_room)
+        rows[number].append(i)
+        if len(rows[number]) < sizes[number]:
+            heappush(with_room, (length + lengths[i], number))
     return [sorted(row) for row in rows]

@@ -73,9 +73,7 @@ class Format(ABC):
         The task comes first and is the same for every window, so that it is read once for many of them. With
         `repeat_identifier` each identifier also follows its passage, which small models bind more easily.
         """
-        n = len(passages)
-        if n > MAX_IDENTIFIER:
-            raise UserError(f"a window of {n} passages is too large: identifiers go up to [{MAX_IDENTIFIER}]")
+        check_size(len(passages))
         listed = "\n".join(
             f"[{i}] {text} [{i}]" if repeat_identifier else f"[{i}] {text}" for i, text in enumerate(passages, start=1)
         )
@@ -101,6 +99,7 @@ class DirectFormat(Format):
     )
 
     def render(self, permutation: Sequence[int]) -> Completion:
+        check_size(len(permutation))
         writer = _Writer()
         for rank, identifier in enumerate(permutation):
             writer.write(" > " if rank else "")
@@ -123,6 +122,7 @@ class ChainFormat(Format):
     )
 
     def render(self, permutation: Sequence[int]) -> Completion:
+        check_size(len(permutation))
         writer = _Writer()
         for step, identifier in enumerate(permutation):
             chosen = "".join(f"[{i}] > " for i in permutation[:step])
@@ -146,6 +146,12 @@ def get_format(name: str) -> Format:
     if name not in FORMATS:
         raise UserError(f"there is no format {name!r}; choose one of: {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def check_size(n: int) -> None:
+    """Raise a UserError where a window of so many passages would have more than there are identifiers."""
+    if n > MAX_IDENTIFIER:
+        raise UserError(f"a window of {n} passages is too large: identifiers go up to [{MAX_IDENTIFIER}]")
 
 
 def no_skill_loss(n: int, choices: int | None = None) -> float:
@@ -176,6 +182,7 @@ class _Writer:
 
 def _repair(mentions: Sequence[str], n: int) -> Parsed:
     """A permutation of 1..n from mentioned digits: first mentions in order, then what is missing in input order."""
+    check_size(n)
     longest = len(str(MAX_IDENTIFIER))
     numbers = [int(digits) if len(digits) <= longest else 0 for digits in mentions]
     counts = Counter(i for i in numbers if 1 <= i <= n)

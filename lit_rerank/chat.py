@@ -115,7 +115,7 @@ class ChatTokenizer:
             )
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options, **_NO_THINKING))
-        except TemplateError as error:
+        except (TemplateError, OverflowError, RecursionError) as error:  # the sandbox counts rounds
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"the chat template of {self.name!r} refuses messages of {roles}: {error}") from error
 

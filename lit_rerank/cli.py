@@ -80,6 +80,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
 
         from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.index import index_collection
+        from lit_rerank.evaluation.injection import measure_injection
         from lit_rerank.evaluation.merge import merge_adapter
         from lit_rerank.evaluation.mmlu import answer_mmlu
         from lit_rerank.evaluation.rerank import rerank_candidates
@@ -98,6 +99,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "merge": merge_adapter,
             "sweep": sweep_scales,
             "compare": compare_runs,
+            "injection": measure_injection,
             "index": index_collection,
         }
         commands = parser.add_subcommands()
@@ -131,22 +133,14 @@ def _variadic(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _check_configs(words: Sequence[str]) -> None:
-    """Refuse config files that are no YAML mappings by name and line; jsonargparse would name neither."""
-    import yaml
+    """Refuse config files that hold no settings; those that are absent are jsonargparse's to name."""
+    from lit_rerank.config_files import check_config
 
     pairs = zip_longest(words, words[1:], fillvalue="")
     files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
     for file in map(Path, files):
-        if not file.is_file():  # jsonargparse says so
-            continue
-        try:
-            settings = yaml.load(file.read_bytes(), yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{file}:{mark.line + 1}" if mark else file
-            raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-        if not isinstance(settings, dict):
-            raise UserError(f"{file}: must hold settings (key: value), not {type(settings).__name__}")
+        if file.is_file():
+            check_config(file)
 
 
 def installed_packages_first() -> None:

@@ -14,6 +14,7 @@ from lit_rerank.decoder import Decoded, Decoder
 from lit_rerank.errors import UserError
 
 MOST = 40  # passages whose order of least disagreement is found in seconds
+MOST_SHUFFLES = 1000
 
 Order = tuple[int, ...]
 Aggregate = Literal["kemeny", "borda"]
@@ -30,8 +31,8 @@ class SelfConsistent:
     """
 
     def __init__(self, decoder: Decoder, shuffles: int, aggregate: Aggregate = "kemeny", seed: int = 0) -> None:
-        if shuffles < 2:
-            raise UserError(f"self_consistency is {shuffles}; it takes 2 or more shuffles")
+        if not 2 <= shuffles <= MOST_SHUFFLES:
+            raise UserError(f"self_consistency is {shuffles}; it takes 2 to {MOST_SHUFFLES} shuffles")
         check_aggregate(aggregate)
         self.decoder, self.shuffles, self.aggregate, self.seed = decoder, shuffles, AGGREGATES[aggregate], seed
 

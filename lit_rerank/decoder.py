@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,15 @@ class Decoder(ABC):
             batch.append(i)
         if batch:
             yield batch
+
+
+def check_finite(answers: Sequence[float]) -> None:
+    """Raise a UserError where what a model has answered are no numbers."""
+    if not all(map(isfinite, answers)):
+        raise UserError(
+            "the model's logits are not finite: its weights are broken, or its numbers exceed the dtype's range; "
+            "try bfloat16 or float32"
+        )
 
 
 @contextmanager

@@ -7,11 +7,10 @@ result is what greedy generation gives where every token but those of a well-for
 """
 
 from collections.abc import Sequence
-from math import isfinite
 
 from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
-from lit_rerank.decoder import Decoded, Decoder, Prompt
+from lit_rerank.decoder import Decoded, Decoder, Prompt, check_finite
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.options import Options
@@ -35,11 +34,7 @@ class Stepwise(Decoder):
         packer = Packer()
         options = [state.ask(packer) for state in states]
         answers = token_logits(self.model, packer.pack(self.model.device)).tolist()
-        if not all(map(isfinite, answers)):
-            raise UserError(
-                "the model's logits are not finite: its weights are broken, or its numbers exceed the dtype's range; "
-                "try bfloat16 or float32"
-            )
+        check_finite(answers)
         return [(state, own, answers) for state, own in zip(states, options, strict=True)]
 
 

@@ -14,6 +14,7 @@ from data_modules.records import Window
 from lit_rerank.chain import Format, get_format
 from lit_rerank.chat import ChatTokenizer, Ids, Message, valid
 from lit_rerank.errors import UserError
+from lit_rerank.sanitise import sanitise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +29,14 @@ class PromptSettings:
         max_passage_tokens: every passage is cut to at most so many tokens, at a word's end; null: not cut.
         max_length: most tokens of prompt and completion together; null: the model's context.
         repeat_identifier: write each passage's identifier after it, too.
+        sanitise: take out of passages what could be taken for more than text, against prompt injection.
     """
 
     format: str = "chain"
     max_passage_tokens: int | None = None
     max_length: int | None = None
     repeat_identifier: bool = False
+    sanitise: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,18 @@ class WindowEncoder:
 
     # -- text ---------------------------------------------------------------------------------------------------
 
+    def texts(self, window: Window) -> list[str]:
+        """The query and the passages as prompts hold them: made safe, passages cut."""
+        texts = [passage.text for passage in window.passages]
+        if self.settings.sanitise:
+            texts = list(map(sanitise, texts))
+        query, *passages = map(self.chat.clean, [window.query, *texts])
+        limit = self.settings.max_passage_tokens
+        return [query, *(passages if limit is None else [self.chat.cut(passage, limit) for passage in passages])]
+
     def prompt(self, window: Window) -> str:
         """The prompt as text, up to where the completion begins."""
-        query, *passages = map(self.chat.clean, [window.query, *(passage.text for passage in window.passages)])
-        limit = self.settings.max_passage_tokens
-        if limit is not None:
-            passages = [self.chat.cut(passage, limit) for passage in passages]
+        query, *passages = self.texts(window)
         return self.chat.render(
             [
                 {"role": "system", "content": self.format.system},

@@ -4,6 +4,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf, isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning as L
@@ -17,6 +19,7 @@ from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
+from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
 from lit_rerank.reference import FrozenAdapter, Precomputed, Reference
@@ -55,8 +58,8 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         for name, value, right in (
-            ("lr", self.lr, self.lr >= 0),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0),
+            ("lr", self.lr, 0 <= self.lr < inf),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < inf),
             ("warmup", self.warmup, 0 <= self.warmup <= 1),
             ("betas", self.betas, all(0 <= beta < 1 for beta in self.betas)),
         ):
@@ -65,12 +68,19 @@ class OptimizerSettings:
                 raise UserError(f"optimizer.{name} is {value}; it must be {ends.get(name, '0 or more')}")
 
 
+def check_weights(**weights: float) -> None:
+    """Raise a UserError where a weight is negative or no finite number."""
+    for name, weight in weights.items():
+        if not 0 <= weight < inf:
+            raise UserError(f"{name} is {weight}; it must not be negative, and finite")
+
+
 @dataclass
 class RerankSettings:
     """How validation, test and predict rerank candidates (see `SlidingWindow` and `Decoder`).
 
     Attributes:
-        decode: `chain` or `direct` (the default: as the prompt's format is), `first` or `generate`.
+        decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
     """
 
     window: int = 20
@@ -141,8 +151,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         replay_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if replay_weight < 0:
-            raise UserError(f"replay_weight is {replay_weight}; it must not be negative")
+        check_weights(replay_weight=replay_weight)
         self.replay_weight = replay_weight
         self.backbone = backbone
         self.prompt = prompt or PromptSettings()
@@ -152,6 +161,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self.ranking_metrics = TrecMetrics(self.reranking.measures)
         self.tokens_read = 0
         self._figures = {stage: Means() for stage in ("train", "val", "test")}
+        self._read: list[Read] = []  # since the last optimizer step
         self._resumed_rng: dict[str, Any] | None = None
 
     # -- the model ----------------------------------------------------------------------------------------------
@@ -206,6 +216,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         objective = self.objective(batch)
         self.tokens_read += objective.tokens
         self._note("train", objective)
+        self._read.append(Read(list(batch), objective.windows.detach(), objective.replay.detach()))
         if not objective.tokens:  # nothing to learn here, but every process must take part in the backward pass
             if is_sharded(self.model):
                 return 0.0 * token_logps(self.model, idle(self.device)).sum()
@@ -214,6 +225,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         figures = self._figures["train"].collect()
+        self._check_finite(figures)
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
         (_, windows), (_, replayed) = (figures.get(name, (0.0, 0)) for name in ("loss", "replay_loss"))
         weight = windows + self.replay_weight * replayed
@@ -223,6 +235,27 @@ class RerankModule(L.LightningModule, Generic[Example]):
             else:  # zeros would let momentum and weight decay act where nothing was learned
                 parameter.grad = None
         self._log_step(figures)
+
+    def _check_finite(self, figures: Mapping[str, tuple[float, int]]) -> None:
+        """Stop where the step's loss is no number: the weights stay as they are, and what was read is written down.
+
+        Every process knows the loss of all, so that none waits for one that has stopped.
+        """
+        read, self._read = self._read, []
+        losses = {name: figures[name][0] for name in ("loss", "replay_loss") if name in figures}
+        if all(map(isfinite, losses.values())):
+            return
+        wrong = [batch for batch in read if not batch.finite]
+        if not any(gather(bool(wrong))):  # each is finite, their sum is not
+            wrong = read
+        folder, step = Path(self.trainer.default_root_dir) / FOLDER, self.trainer.global_step + 1
+        name = f"step={step}.rank={self.global_rank}"
+        files = [str(file) for part in gather(write_batches(wrong, self.encoder.chat, folder, name)) for file in part]
+        said = ", ".join(f"{name} {value}" for name, value in losses.items())
+        raise UserError(
+            f"training stops at step {step}, whose loss is no finite number ({said}); its weights were left as they "
+            f"were. What it read is in {', '.join(files)}: look there for the cause, or lower optimizer.lr"
+        )
 
     def configure_optimizers(self) -> Any:
         from transformers import get_scheduler
@@ -355,9 +388,7 @@ class SFTModule(RerankModule[EncodedWindow]):
         replay_weight: float = 1.0,
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
-        for name, weight in (("choice_weight", choice_weight), ("remaining_weight", remaining_weight)):
-            if weight < 0:
-                raise UserError(f"{name} is {weight}; it must not be negative")
+        check_weights(choice_weight=choice_weight, remaining_weight=remaining_weight)
         self.choice_weight, self.remaining_weight = choice_weight, remaining_weight
         self.normalise_choices = normalise_choices
 
@@ -411,7 +442,8 @@ class DPOModule(RerankModule[PreferenceExample]):
         replay_weight: float = 1.0,
     ) -> None:
         super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
-        if beta <= 0 or not 0 <= label_smoothing < 0.5:
+        check_weights(sft_weight=sft_weight)
+        if not 0 < beta < inf or not 0 <= label_smoothing < 0.5:
             raise UserError(f"beta {beta} must be above 0, label_smoothing {label_smoothing} in [0, 0.5)")
         if label_smoothing and loss not in ("sigmoid", "robust"):
             raise UserError(f"label_smoothing has no meaning for the loss {loss!r}; use sigmoid or robust")

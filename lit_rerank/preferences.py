@@ -1,11 +1,13 @@
 """Step preferences: at each step of a chain, the teacher's identifier against wrong ones that remain."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log2
 from typing import Literal
 
+from data_modules.records import Window
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import EncodedWindow, WindowEncoder
 from lit_rerank.errors import UserError
@@ -37,18 +39,28 @@ class PreferenceExample:
         ids: the sequence that holds what is chosen: the prompt and the teacher's answer.
         pick: None to use every rejected completion; otherwise the reference model picks among them:
             `hardest` the one it likes most; `on_policy` its own choice, and no preference where that is the teacher's.
+        window: what it was made of, where that was a window.
     """
 
     qid: str
     ids: Ids
     preferences: tuple[Preference, ...]
     pick: Pick | None = None
+    window: Window | None = None
 
     @classmethod
-    def pair(cls, qid: str, state: Ids, chosen: Ids, rejected: Ids) -> "PreferenceExample":
-        """After `state`, one whole completion is preferred to another."""
+    def pair(
+        cls, qid: str, state: Ids, chosen: Ids, rejected: Ids, window: Window | None = None
+    ) -> "PreferenceExample":
+        """After `state`, one whole completion is preferred to another.
+
+        Raises:
+            UserError: if there is no state: a first token has no probability.
+        """
+        if not state:
+            raise UserError(f"pair {qid}: its prompt holds no token that stands before both answers")
         ids = state + chosen
-        return cls(qid, ids, (Preference(len(state), len(ids), (rejected,), step=1, lost=(1.0,)),))
+        return cls(qid, ids, (Preference(len(state), len(ids), (rejected,), step=1, lost=(1.0,)),), window=window)
 
     def narrowed(self, kept: Sequence[Sequence[int]]) -> "PreferenceExample":
         """Only these (0-based) of each preference's rejected completions; a preference without any is left out."""
@@ -57,7 +69,7 @@ class PreferenceExample:
             for p, some in zip(self.preferences, kept, strict=True)
             if some
         )
-        return PreferenceExample(self.qid, self.ids, preferences)
+        return PreferenceExample(self.qid, self.ids, preferences, window=self.window)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Negatives:
             UserError: for anything else.
         """
         mode, _, count = text.partition(":")
-        if mode == "sampled" and count.isdecimal() and int(count) > 0:
+        if mode == "sampled" and re.fullmatch("0*[1-9][0-9]{0,8}", count):
             return cls(mode, int(count))
         if mode in ("on_policy", "hardest", "all", "sequence") and not count:
             return cls(mode)
@@ -87,7 +99,7 @@ class Negatives:
             return sequence_preference(encoded, encoder, draw)
         preferences = step_preferences(encoded, encoder)
         pick: Pick | None = self.mode if self.mode in ("hardest", "on_policy") else None  # type: ignore[assignment]
-        example = PreferenceExample(encoded.window.qid, encoded.ids, preferences, pick)
+        example = PreferenceExample(encoded.window.qid, encoded.ids, preferences, pick, encoded.window)
         if self.mode != "sampled":
             return example
         numbers = [range(len(preference.rejected)) for preference in preferences]
@@ -117,9 +129,8 @@ def sequence_preference(encoded: EncodedWindow, encoder: WindowEncoder, draw: ra
         wrong = tuple(draw.sample(permutation, len(permutation)))
     rejected = encoder.encode(replace(encoded.window, permutation=wrong), trusted)
     state = encoded.ids[: encoded.prompt_length]
-    return PreferenceExample.pair(
-        encoded.window.qid, state, _trusted_completion(encoded), _trusted_completion(rejected)
-    )
+    chosen, wrong_one = _trusted_completion(encoded), _trusted_completion(rejected)
+    return PreferenceExample.pair(encoded.window.qid, state, chosen, wrong_one, encoded.window)
 
 
 def _trusted_completion(encoded: EncodedWindow) -> Ids:

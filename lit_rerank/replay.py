@@ -27,12 +27,14 @@ class EncodedConversation:
         turns: of each of the assistant's turns, the tokens `ids[start:end]`: its text and the end of the turn.
         cut: whether later turns did not fit.
         left_out: how many conversations this one stands in for: too long ones, and such as the template refuses.
+        messages: what it was made of.
     """
 
     ids: Ids
     turns: tuple[tuple[int, int], ...]
     cut: bool = False
     left_out: int = 0
+    messages: tuple[Message, ...] = ()
 
 
 class ConversationEncoder:
@@ -51,7 +53,8 @@ class ConversationEncoder:
         for last in reversed(answers):
             ids, turns = self._encode(messages[: last + 1])
             if len(ids) <= self.max_length:
-                return EncodedConversation(ids, turns, cut=last != answers[-1])
+                kept = tuple(dict(message) for message in messages[: last + 1])
+                return EncodedConversation(ids, turns, cut=last != answers[-1], messages=kept)
         return None
 
     def _encode(self, messages: Sequence[Message]) -> tuple[Ids, tuple[tuple[int, int], ...]]:

@@ -1,29 +1,36 @@
 """Sliding windows over candidate lists, and the Python API."""
 
 import json
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
-from lit_rerank.chain import FORMATS
+from lit_rerank.chain import FORMATS, check_size
 from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
 from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
 from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
+from lit_rerank.likelihood import QueryLikelihood
 from lit_rerank.scoring import check_packable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
-How = Literal["chain", "direct", "first", "generate"]
+How = Literal["chain", "direct", "first", "likelihood", "generate"]
 SETTINGS_FILE = "lit_rerank.json"
+_FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's default
+    str: lambda value: value in FORMATS if isinstance(value, str) else False,
+    bool: lambda value: isinstance(value, bool),
+    type(None): lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class SlidingWindow:
                 f"window {self.window}, stride {self.stride}, depth {self.depth}: a window holds 2 or more passages, "
                 "the stride is at least 1 and less than the window, the depth at least 1"
             )
+        check_size(self.window)
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1, or left out for the whole order")
 
@@ -149,11 +157,16 @@ def open_decoder(
 
 
 def _decoder_class(how: How | None, form: str) -> type[Decoder]:
-    decoders: dict[str, type[Decoder]] = {form: Stepwise, "first": First, "generate": Generate}
+    decoders: dict[str, type[Decoder]] = {
+        form: Stepwise,
+        "first": First,
+        "likelihood": QueryLikelihood,
+        "generate": Generate,
+    }
     if how in ("chain", "direct") and how != form:
         raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
     if (how or form) not in decoders:
-        raise UserError(f"there is no way to decode {how!r}; choose one of: chain, direct, first, generate")
+        raise UserError(f"there is no way to decode {how!r}; choose one of: {', '.join(get_args(How))}")
     return decoders[how or form]
 
 
@@ -178,6 +191,7 @@ class Reranker:
         format: str | None = None,
         max_passage_tokens: int | None = None,
         repeat_identifier: bool | None = None,
+        sanitise: bool | None = None,
         sliding: SlidingWindow | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         self_consistency: int = 1,
@@ -189,8 +203,8 @@ class Reranker:
     ) -> "Reranker":
         """Load a model (id or directory) and an adapter.
 
-        `format`, `max_passage_tokens` and `repeat_identifier` (see `PromptSettings`) are, by default, those that the
-        adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
+        `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
+        that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
         `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`).
 
         Raises:
@@ -200,6 +214,7 @@ class Reranker:
             "format": format or (decode if decode in FORMATS else None),
             "max_passage_tokens": max_passage_tokens,
             "repeat_identifier": repeat_identifier,
+            "sanitise": sanitise,
         }
         settings = replace(
             load_prompt_settings(adapter or model),
@@ -253,9 +268,13 @@ def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None
     if path is None:
         return otherwise or PromptSettings()
     try:
-        return PromptSettings(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not prompt settings: {error}") from error
+        settings = PromptSettings(**json.loads(path.read_text("utf-8")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not prompt settings: {' '.join(str(error).split())}") from error
+    for name, value in asdict(settings).items():
+        if not _FITS[type(getattr(PromptSettings, name))](value):
+            raise UserError(f"{path}: not prompt settings: {name} is {reprlib.repr(value)}")
+    return settings
 
 
 def _settings_file(name: str) -> Path | None:

@@ -36,7 +36,7 @@ def compiled_length(tokens: int) -> int:
     The next multiple of 256, or of an eighth of the last power of two where that is more: 16 lengths up to 4,096
     tokens, and eight more each time they double.
     """
-    step = max(COMPILED_LENGTH, 1 << max(0, tokens.bit_length() - 4))
+    step = max(COMPILED_LENGTH, (1 << tokens.bit_length()) // 16)
     return -(-tokens // step) * step
 
 

@@ -106,6 +106,11 @@ class RerankCLI(LightningCLI):
         else:
             super()._run_subcommand(subcommand)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Left to itself, Lightning reads a checkpoint from a URL as a pickle, which may run anything.
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"weights_only": kwargs.get("weights_only") is not False}
+
     def before_fit(self) -> None:
         """A run that does not resume an earlier one replaces its logs."""
         folder = Path(self.trainer.default_root_dir)

@@ -21,7 +21,7 @@ from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
-from scripts.pydocs_recipes import curve, start_anew, train
+from scripts.recipes import curve, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/quickstart")
@@ -54,12 +54,12 @@ def trained(stage: str, compiles: bool) -> bool:
     """Train a stage, without torch.compile where that fails; whether it was compiled."""
     if compiles:
         try:
-            train(stage, RUNS, "--model.init_args.backbone.compile=true")
+            train(f"pydocs.{stage}", RUNS, "--model.init_args.backbone.compile=true")
         except UserError:
             print(f"{stage} has failed with torch.compile: once more, without", flush=True)
         else:
             return True
-    train(stage, RUNS)
+    train(f"pydocs.{stage}", RUNS)
     return False
 
 

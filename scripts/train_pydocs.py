@@ -12,18 +12,18 @@ from data_modules.sources import SearchedSource
 from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.metrics import means, parse_measure, per_query
-from scripts.pydocs_recipes import curve, go_on, windows_seen
+from scripts.recipes import curve, go_on, windows_seen
 
 RUNS = Path("runs/train-pydocs")
 MEASURE = "nDCG@10"
 
 
 def main() -> None:
-    go_on("pointing", RUNS / "pointing")
+    go_on("pydocs.pointing", RUNS / "pointing")
     runs = {"with practice": RUNS / "with_practice", "without": RUNS / "without_practice"}
-    go_on("hours", runs["with practice"])
+    go_on("pydocs.hours", runs["with practice"])
     report(runs)
-    go_on("hours", runs["without"], without="--model.init_args.backbone.adapter")
+    go_on("pydocs.hours", runs["without"], without="--model.init_args.backbone.adapter")
     report(runs)
 
 

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,16 @@ import pytest
 
 if TYPE_CHECKING:
     from lit_rerank.targets import PreferenceTargets
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many hostile inputs were tried; as JSON, too, where LIT_RERANK_FUZZED names a file."""
+    from tests.fuzz.inputs import FUZZED
+
+    if FUZZED:
+        terminalreporter.write_line(f"inputs fuzzed: {FUZZED.total():,} ({dict(FUZZED.most_common())})")
+        if path := os.environ.get("LIT_RERANK_FUZZED"):
+            Path(path).write_text(json.dumps({"total": FUZZED.total(), **FUZZED}, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")

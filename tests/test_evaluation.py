@@ -206,7 +206,14 @@ def test_help_names_every_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--decode", "first"], ["--decode", "direct"], ["--top_k", "1"], ["--decode", "generate"]], ids=" ".join
+    "options",
+    [
+        *(["--decode", decode] for decode in ("first", "direct", "likelihood", "generate")),
+        ["--top_k", "1"],
+        ["--self_consistency", "3"],
+        ["--self_consistency", "2", "--aggregate", "borda"],
+    ],
+    ids=" ".join,
 )
 def test_ways_to_decode(tmp_path: Path, tiny_model: Path, options: list[str]) -> None:
     candidates = write_candidates(tmp_path / "c.jsonl")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from data_modules.records import RankingRecord
+from data_modules.sources.own import write_jsonl
 from tests.tiny import record
 from tests.training import CONFIGS, figures, train_in, write_candidates
 
@@ -27,6 +28,7 @@ HERE = (
 FROM_THE_HUB = ("--trainer.accumulate_grad_batches=4", "--data.init_args.train.init_args.path=data/conversations.jsonl")
 OTHERS = {
     "pydocs": ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=2"),
+    "trecdl": ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=1"),
     "smollm2_real": ("--trainer.accumulate_grad_batches=1",),
 }
 
@@ -61,6 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in {"dl19.teacher_windows": windows, "dl19.passages": passages}.items():
         with gzip.open(data / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+    (data / "trecdl").mkdir()
+    for name in ("pointing", "pointing.val", "train"):
+        write_jsonl(records * 4, data / "trecdl" / f"{name}.jsonl.gz")
     write_candidates([record(f"c{i}", 4) for i in range(2)], data / "c.jsonl", data / "qrels.dl21.txt")
     (data / "dl21.bm25.top100.jsonl.gz").write_bytes(gzip.compress((data / "c.jsonl").read_bytes()))
     return folder

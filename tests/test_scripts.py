@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_rerank.errors import UserError
-from scripts import pydocs_recipes, quickstart
+from scripts import quickstart, recipes
 
 
 @pytest.fixture
@@ -20,28 +20,29 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             calls.append(words[1:])
             self.returncode = int(any("compile" in word for word in words))
 
-    monkeypatch.setattr(pydocs_recipes.subprocess, "run", Done)
+    monkeypatch.setattr(recipes.subprocess, "run", Done)
     return calls
 
 
-@pytest.mark.parametrize("recipe", ["pointing", "sft", "dpo", "hours"])
+@pytest.mark.parametrize("recipe", ["pydocs.pointing", "pydocs.sft", "pydocs.dpo", "pydocs.hours", "trecdl.dpo"])
 def test_a_recipes_own_command_runs_in_the_folder(recipe: str) -> None:
-    words = pydocs_recipes.command(recipe, Path("runs/here"))
+    family, _, stage = recipe.partition(".")
+    words = recipes.command(recipe, Path("runs/here"))
     assert words[:2] == ["train.py", "fit"]
-    assert words[words.index("--trainer.default_root_dir") + 1] == f"runs/here/{recipe}"
-    assert not [word for word in words if word.startswith("runs/pydocs.")]
+    assert words[words.index("--trainer.default_root_dir") + 1] == f"runs/here/{stage}"
+    assert not [word for word in words if word.startswith(f"runs/{family}.")]
 
 
 def test_an_option_can_be_left_out() -> None:
     option = "--model.init_args.backbone.adapter"
-    own, without = (pydocs_recipes.command("hours", Path("runs/here"), left_out) for left_out in (None, option))
+    own, without = (recipes.command("pydocs.hours", Path("runs/here"), left_out) for left_out in (None, option))
     place = own.index(option)
     assert without == own[:place] + own[place + 2 :]
 
 
 def test_a_failed_training_is_one_message(calls: list[list[str]], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the training of sft has failed"):
-        pydocs_recipes.train("sft", tmp_path, "--model.init_args.backbone.compile=true")
+    with pytest.raises(UserError, match=r"the training of pydocs\.sft has failed"):
+        recipes.train("pydocs.sft", tmp_path, "--model.init_args.backbone.compile=true")
 
 
 def test_a_stage_that_cannot_be_compiled_is_trained_without(calls: list[list[str]]) -> None:
@@ -64,27 +65,27 @@ def test_what_is_complete_is_kept_and_what_was_stopped_continues(calls: list[lis
     last.parent.mkdir(parents=True)
     last.touch()
     (tmp_path / "stopped" / "adapter").mkdir()  # written with the first validation
-    pydocs_recipes.go_on("hours", tmp_path / "new")
-    pydocs_recipes.go_on("hours", tmp_path / "stopped")
+    recipes.go_on("pydocs.hours", tmp_path / "new")
+    recipes.go_on("pydocs.hours", tmp_path / "stopped")
     assert not [word for word in calls[0] if word.startswith("--ckpt_path")]
     assert calls[1][-1] == f"--ckpt_path={last}"
-    pydocs_recipes.go_on("hours", tmp_path / "stopped")
+    recipes.go_on("pydocs.hours", tmp_path / "stopped")
     assert len(calls) == 2
 
 
 def test_what_has_failed_is_not_complete(calls: list[list[str]], tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(UserError, match="the training of hours has failed"):
-            pydocs_recipes.go_on("hours", tmp_path, "--model.init_args.backbone.compile=true")
+        with pytest.raises(UserError, match=r"the training of pydocs\.hours has failed"):
+            recipes.go_on("pydocs.hours", tmp_path, "--model.init_args.backbone.compile=true")
     assert len(calls) == 2
 
 
 def test_an_earlier_run_is_removed_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    pydocs_recipes.start_anew(run)
+    recipes.start_anew(run)
     assert not capsys.readouterr().out
     run.mkdir()
-    pydocs_recipes.start_anew(run)
+    recipes.start_anew(run)
     assert not run.exists()
     assert "holds an earlier run: it is removed" in capsys.readouterr().out
 
@@ -99,6 +100,6 @@ def test_the_curves_are_drawn_from_the_logs(tmp_path: Path, monkeypatch: pytest.
     for stage in quickstart.STAGES:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert pydocs_recipes.curve(tmp_path / "sft", "train/choice_loss") == [(0, 0.7)]
+    assert recipes.curve(tmp_path / "sft", "train/choice_loss") == [(0, 0.7)]
     quickstart.draw_curves(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

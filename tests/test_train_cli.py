@@ -18,21 +18,25 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from torch.utils.data import DataLoader
 
 from data_modules.records import Window
+from data_modules.sources import CandidatesSource
 from data_modules.trec import read_run
 from lit_rerank import Reranker, SFTModule
 from lit_rerank.backbone import BackboneSettings, load_tokenizer
 from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
+from lit_rerank.metrics import TrecMetrics
+from lit_rerank.reranker import SlidingWindow, rerank
 from tests.tiny import record
 from tests.training import command, figures, train_in, write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.max_epochs=1", "--model.init_args.optimizer.lr=0.01")
-SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens_per_s"}
+SFT_TAGS = {"loss", "choice_loss", "choice_nll", "rest_loss", "choice_accuracy", "no_skill", "tokens", "tokens_per_s"}
 DPO_TAGS = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy", "chosen_nll"} | {
     "preferences",
     *(f"{name}_by_step/01" for name in ("accuracy", "margin", "chosen", "rejected")),
+    "tokens",
     "tokens_per_s",
 }
 RANKING_TAGS = {"val/nDCG@10", "val/RR@10", "val/loss"}
@@ -165,6 +169,28 @@ def test_validate_and_test_measure_an_adapter_and_a_checkpoint(
         assert measured == pytest.approx({k: logged[k] for k in names}, rel=1e-3)
         assert not (folder / run / "config.yaml").exists()  # it would replace that of the training it evaluates
     assert (trained / "config.yaml").read_text() == config
+
+
+@pytest.mark.parametrize("decode", ["chain", "first", "likelihood", "generate"])
+def test_test_ranks_as_it_is_told(folder: Path, tiny_model: Path, trained: Path, decode: Any) -> None:
+    """The same figures as from the Python API."""
+    told = (f"--model.init_args.reranking.decode={decode}", "--model.init_args.reranking.top_k=2")
+    sliding = ("--model.init_args.reranking.window=3", "--model.init_args.reranking.stride=2")
+    start, run = "--model.init_args.backbone.adapter=trained/adapter", f"test-{decode}"
+    exact = "--trainer.precision=32-true"
+    words = command("sft", "lora", "permutations", run, start, exact, *told, *sliding, model=tiny_model, stage="test")
+    train_in(folder, words)
+    (row,) = figures(folder / run).values()
+    assert ("test/malformed_generate" in row) == (decode == "generate")
+    sliding_window = SlidingWindow(3, 2, 100, top_k=2)
+    reranker = Reranker.from_pretrained(
+        str(tiny_model), str(trained / "adapter"), decode=decode, sliding=sliding_window
+    )
+    records = list(CandidatesSource(folder / "data/val.candidates.jsonl", folder / "data/val.qrels.txt"))
+    metric = TrecMetrics(("nDCG@10", "RR@10"))
+    for ranking in rerank(records, reranker.decoder, reranker.sliding):
+        metric.update(ranking.record.qid, ranking.run, ranking.record.qrels)
+    assert {name: row[f"test/{name}"] for name in ("nDCG@10", "RR@10")} == pytest.approx(metric.compute())
 
 
 def test_predict_writes_a_run(folder: Path, tiny_model: Path, trained: Path) -> None:

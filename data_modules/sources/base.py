@@ -6,12 +6,13 @@ import os
 import re
 import reprlib
 import sys
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeGuard, TypeVar
 
+from data_modules.files import MAX_ARRAY, decoded, read_lines
+from data_modules.files import existing_file as existing_file
 from data_modules.records import Passage
 from lit_rerank.errors import UserError
 
@@ -67,30 +68,6 @@ class Source(ABC, Generic[Record]):
                 yield built
 
 
-def existing_file(path: str | Path) -> Path:
-    """The path, or a UserError where there is no such file."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path} is a directory, not a file" if file.is_dir() else f"{path} does not exist")
-    return file
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """`file:line` and content of each line that is not blank. Only "\\n" ends a line: texts hold U+0085 and U+2028.
-
-    Raises:
-        UserError: where the file cannot be read (further), such as a truncated gzip.
-    """
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read any further: {error}") from None
-
-
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """`file:line` and line of each line of a `.jsonl` or `.jsonl.gz` file; of any other file, which must hold a JSON
     array, `file: record number` and item. Both for `to_object`."""
@@ -105,7 +82,14 @@ def read_array(path: Path) -> list[Any]:
     Raises:
         UserError: where it holds none.
     """
-    lines = list(read_lines(path))
+    lines, size = [], 0
+    for numbered in read_lines(path, MAX_ARRAY):
+        lines.append(numbered)
+        size += len(numbered[1])
+        if size > MAX_ARRAY:
+            raise UserError(
+                f"{path}: more than {MAX_ARRAY >> 30} GiB as one JSON array: name it .jsonl, one object a line"
+            )
     try:
         items = json.loads(b"".join(line for _, line in lines))
     except json.JSONDecodeError as error:
@@ -138,10 +122,9 @@ def to_object(raw: Any) -> Row:
 
 def parse_object(line: bytes) -> Row:
     """The JSON object that one line holds."""
+    content = decoded(line)
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: byte {error.start + 1} of the line") from None
+        value = json.loads(content)
     except json.JSONDecodeError as error:
         raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
@@ -162,8 +145,8 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether `value` is a whole number; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether `value` is a whole number of at most 64 bits; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
 
 
 def is_number(value: Any) -> TypeGuard[float]:

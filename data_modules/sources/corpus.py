@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_modules.collection import Document
+from data_modules.files import decoded
 from data_modules.sources.base import (
     OnError,
     Row,
@@ -71,10 +72,7 @@ def _json_query(line: bytes) -> tuple[str, str]:
 
 
 def _tsv_query(line: bytes) -> tuple[str, str]:
-    try:
-        qid, tab, query = line.decode("utf-8-sig").rstrip("\r\n").partition("\t")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: byte {error.start + 1} of the line") from None
+    qid, tab, query = decoded(line).rstrip("\r\n").partition("\t")
     if not tab or not query.strip():
         raise UserError("must be a qid, a tab and a query")
     return qid, query

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_modules.files import user_path
 from data_modules.sources.base import OnError, Row, Source, as_object
 from lit_rerank.errors import UserError
 
@@ -25,7 +26,7 @@ class DatasetSource(Source[Record]):
 
     def __init__(self, path: str | Path, on_error: OnError, example: str) -> None:
         super().__init__(on_error)
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         if not self.path.exists() and not HUB_ID.fullmatch(str(path)):
             raise UserError(f"{path} does not exist, and is no Hub id such as {example}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from data_modules.records import Passage, RankingRecord
@@ -93,5 +94,7 @@ def qrels_of(dataset: Any) -> Qrels:
 def _rankings(dataset: Any) -> dict[str, Ranking]:
     rankings: dict[str, Ranking] = {}
     for scored in dataset.scoreddocs_iter():
+        if not isfinite(scored.score):
+            raise UserError(f"docid {scored.doc_id!r} of query {scored.query_id!r} has the score {scored.score}")
         rankings.setdefault(scored.query_id, []).append((scored.doc_id, scored.score))
     return rankings

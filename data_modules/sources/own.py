@@ -42,7 +42,7 @@ class JsonlSource(Source[RankingRecord]):
 
 def write_jsonl(records: Iterable[RankingRecord], path: str | Path) -> None:
     """Write the layout that `JsonlSource` reads. The file is put in place only once it is whole."""
-    write_rows(map(_row, records), path)
+    write_rows(map(to_row, records), path)
 
 
 def _record(row: Row) -> RankingRecord:
@@ -56,7 +56,8 @@ def _record(row: Row) -> RankingRecord:
     )
 
 
-def _row(record: RankingRecord) -> Row:
+def to_row(record: RankingRecord) -> Row:
+    """A record as an object of the layout."""
     row: Row = {"qid": record.qid, "query": record.query, "passages": list(map(_passage_row, record.passages))}
     if record.permutation is not None:
         row["permutation"] = list(record.permutation)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
     from lit_rerank.reranker import Ranking, Reranker
 
+MOST_NAMED = 20
+NOT_LISTED = "judged queries have no list of candidates and do not count"
+NOT_JUDGED = "queries have no judgement and do not count"
+
 
 def rerank_candidates(
     model: str,
@@ -34,7 +38,7 @@ def rerank_candidates(
     collection: str | None = None,
     adapter: str | None = None,
     qrels: str | None = None,
-    decode: Literal["chain", "direct", "first", "generate"] | None = None,
+    decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
     format: Literal["chain", "direct"] | None = None,
     window: int = 20,
     stride: int = 10,
@@ -42,6 +46,7 @@ def rerank_candidates(
     top_k: int | None = None,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
+    sanitise: bool | None = None,
     queries: int | None = None,
     shuffle: int | None = None,
     choices: str | None = None,
@@ -69,7 +74,8 @@ def rerank_candidates(
             malformed answers of plain generation).
         decode: chain or direct, by default as the format is: each choice is the model's, among what remains, and
             nothing else (well-formed by construction, fast); first: by the scores of the first choice (fastest);
-            generate: plain generation, read with tolerance (slow).
+            likelihood: by how likely the query is after each passage alone, which an untaught model can do; generate:
+            plain generation, read with tolerance (slow).
         format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
             with, else chain.
         window: passages in one prompt.
@@ -78,6 +84,8 @@ def rerank_candidates(
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
+        sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
+            in training, else not.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         choices: a JSONL(.gz) file to write, for compare: what was chosen in each window, and how surely.
@@ -107,6 +115,7 @@ def rerank_candidates(
         format=format,
         max_passage_tokens=max_passage_tokens,
         repeat_identifier=repeat_identifier,
+        sanitise=sanitise,
         sliding=sliding,
         max_batch_tokens=max_batch_tokens,
         self_consistency=self_consistency,
@@ -159,8 +168,20 @@ def judged_lists(
                 f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
                 "are they of one collection?"
             )
+        if queries is None:
+            name_qids([qid for qid in grades if qid not in {record.qid for record in records}], NOT_LISTED)
+    if any(record.qrels for record in records):
+        name_qids([record.qid for record in records if not record.qrels], NOT_JUDGED)
     check_writable(records)
     return records
+
+
+def name_qids(qids: Sequence[str], what: str) -> None:
+    """Say which queries something is true of, if there are any."""
+    if qids:
+        print(
+            f"{len(qids)} {what}: {' '.join(qids[:MOST_NAMED])}{' ...' if len(qids) > MOST_NAMED else ''}", flush=True
+        )
 
 
 def _lists(

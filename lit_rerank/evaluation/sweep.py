@@ -38,7 +38,7 @@ def sweep_scales(
     text: str = SHIPPED,
     limit: int | None = None,
     retention: str = "answer_logprob",
-    decode: Literal["chain", "direct", "first", "generate"] | None = None,
+    decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
     window: int = 20,
     stride: int = 10,
     depth: int = 100,

@@ -72,3 +72,9 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ir_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'lit-rerank\[ir_datasets\]'"):
         IrDatasetsSource(NAME)
+
+
+def test_a_score_that_is_no_number(catalogue: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.txt").write_text("1 Q0 a 1 2 t\n1 Q0 b 2 nan t\n")
+    with pytest.raises(UserError, match="docid 'b' of query '1' has the score nan"):
+        list(IrDatasetsSource(NAME))

@@ -1,4 +1,4 @@
-"""The trainings on pydocs, as their recipes' own commands."""
+"""Trainings by recipes, as these recipes' own commands."""
 
 import json
 import shlex
@@ -23,7 +23,7 @@ def start_anew(runs: Path) -> None:
 
 
 def train(recipe: str, runs: Path, *overrides: str, without: str | None = None) -> None:
-    """Run the command that configs/recipes/pydocs.{recipe}.yaml opens with, in folders under `runs`.
+    """Run the command that configs/recipes/{recipe}.yaml opens with, in folders under `runs`.
 
     Args:
         overrides: further arguments.
@@ -52,9 +52,9 @@ def go_on(recipe: str, run: Path, *overrides: str, without: str | None = None) -
 
 
 def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:
-    """The words after `python` of the recipe's command, its folders under `runs`."""
-    line = (RECIPES / f"pydocs.{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
-    words = shlex.split(line.replace("runs/pydocs.", f"{runs}/"))
+    """The words after `python` of the recipe's command; its folder runs/family.stage becomes `runs`/stage."""
+    line = (RECIPES / f"{recipe}.yaml").read_text().splitlines()[0].removeprefix("# python ")
+    words = shlex.split(line.replace(f"runs/{recipe.partition('.')[0]}.", f"{runs}/"))
     if without is not None:
         option = words.index(without)
         del words[option : option + 2]

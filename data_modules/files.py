@@ -1,0 +1,71 @@
+"""Files read safely: whatever they hold, and however much of it, the answer is lines or one `UserError`."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from lit_rerank.errors import UserError
+
+# Bytes, unpacked. A hundred passages of a book's page each are a hundredth of the one; the published training sets
+# that are a single JSON array are a quarter of the other.
+MAX_LINE = 1 << 26
+MAX_ARRAY = 1 << 31
+
+
+def user_path(path: str | Path) -> Path:
+    """The path, `~` resolved."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, or a UserError where there is no such file."""
+    file = user_path(path)
+    try:
+        if file.is_file():
+            return file
+        raise UserError(f"{path} is a directory, not a file" if file.is_dir() else f"{path} does not exist")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[str, bytes]]:
+    """`file:line` and content of each line that is not blank. Only "\\n" ends a line: texts hold U+0085 and U+2028.
+
+    Of a line of more than `longest` bytes the rest is passed over; `decoded` refuses what is left.
+
+    Raises:
+        UserError: where the file cannot be read (further), such as a truncated gzip.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number in count(1):
+                line = lines.readline(longest + 1)
+                rest = line
+                while len(rest) > longest and not rest.endswith(b"\n"):
+                    rest = lines.readline(longest + 1)
+                if not line:
+                    return
+                if not line.isspace():
+                    yield f"{path}:{number}", line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}:{number}: cannot be read any further: {error}") from None
+
+
+def decoded(line: bytes, longest: int = MAX_LINE) -> str:
+    """The text of a line.
+
+    Raises:
+        UserError: where it is too long, or no UTF-8.
+    """
+    if len(line.rstrip(b"\r\n")) > longest:
+        raise UserError(f"has more than {longest >> 20} MiB; no line may be longer")
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8: byte {error.start + 1} of the line") from None

@@ -1,0 +1,303 @@
+"""`make results`: the rows of RESULTS.md, each trained and measured by the commands that it prints.
+
+What is there already is kept, and what was stopped goes on. `make results-chain` makes one row alone, with what it
+starts from and what the base knows. Everything lands in runs/results: adapters, runs, metrics, and the table as
+summary.json and summary.md.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from data_modules.sources.detect import open_candidates
+from data_modules.trec import write_run
+from lit_rerank.cli import in_one_line
+from lit_rerank.errors import UserError
+from lit_rerank.evaluation.rerank import in_first_stage_order
+from scripts.recipes import curve, go_on
+from scripts.trecdl_data import write_data
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+MODEL = "models/smollm2-135m-instruct"
+RUNS = Path("runs/results")
+READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true", "--dtype", "bfloat16")
+SLIDING = ("--window", "8", "--stride", "4")
+LISTS = ("bm25", "splade_pp_ed")
+DEPTHS = (20, 100)
+QUESTIONS = 570
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe that is run.
+
+    Attributes:
+        start: the training whose adapter it starts from.
+        options: further arguments.
+    """
+
+    recipe: str
+    start: str | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system that is measured.
+
+    Attributes:
+        title: what it is.
+        training: whose adapter is measured; None: the model as it is.
+        decode: how it ranks.
+    """
+
+    title: str
+    training: str | None
+    decode: str
+
+
+DIRECT = ("--model.init_args.prompt.format=direct",)
+TRAININGS = {
+    "pointing": Training("trecdl.pointing"),
+    "pointing_direct": Training("trecdl.pointing", options=DIRECT),
+    # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
+    "direct": Training("trecdl.sft", "pointing_direct", (*DIRECT, "--trainer.max_epochs=2", "--trainer.max_steps=900")),
+    "chain": Training("trecdl.sft", "pointing"),
+    "dpo": Training("trecdl.dpo", "chain"),
+}
+ROWS = {
+    "base": Row("untuned", None, "chain"),
+    "likelihood": Row("untuned, query likelihood", None, "likelihood"),
+    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
+    "chain": Row("chain SFT", "chain", "chain"),
+    "dpo": Row("chain SFT + DPO", "dpo", "chain"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which; by default all")
+    for name in ("data", "lists", "cranfield", "mmlu"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
+    args = parser.parse_args()
+    if not (RUNS / "data" / "train.jsonl.gz").exists():
+        write_data(args.data, args.lists, args.cranfield, RUNS / "data")
+    for name in args.rows or ROWS:
+        row = ROWS[name]
+        if row.training is not None:
+            train(row.training, args.lists)
+        measure(name, row, args.lists, args.mmlu)
+    summarise(args.lists)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def train(name: str, lists: Path) -> None:
+    """Run a training after those that it starts from, unless that was done."""
+    training = TRAININGS[name]
+    options = [*training.options, f"--data.init_args.train.init_args.path={RUNS}/data/{_file(training)}.jsonl.gz"]
+    if training.recipe == "trecdl.pointing":
+        options.append(f"--data.init_args.val.init_args.path={RUNS}/data/pointing.val.jsonl.gz")
+    else:
+        for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
+            options += [
+                f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",
+                f"--data.init_args.{part}.init_args.qrels={lists}/qrels.dl21.txt",
+            ]
+    if training.start is not None:
+        train(training.start, lists)
+        options.append(f"--model.init_args.backbone.adapter={RUNS / training.start}/adapter")
+    go_on(training.recipe, RUNS / name, *options)
+
+
+def _file(training: Training) -> str:
+    return "pointing" if training.recipe == "trecdl.pointing" else "train"
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
+    """Rank both lists to both depths, and ask what the model still knows; what is measured is not measured again."""
+    folder = RUNS / "measured" / name
+    for first_stage in LISTS:
+        for depth in DEPTHS:
+            out = folder / f"dl21.{first_stage}.{depth}"
+            sliding = SLIDING if row.decode != "likelihood" else ("--window", str(depth), "--stride", "1")
+            candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+            files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
+            asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", row.decode]
+            options = [*READING, *sliding, "--depth", str(depth)]
+            evaluate("rerank", Path(f"{out}.json"), *_model(row), *asked, *files, *options)
+    if row.decode != "likelihood":
+        ask(name, row, mmlu)
+    (folder / "complete").touch()
+
+
+def ask(name: str, row: Row, mmlu: Path) -> None:
+    """Ask what a model still knows; of one that was trained, compared with what the base knows."""
+    options = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS), "--text", "shipped"]
+    if row.training is not None:
+        ask("base", ROWS["base"], mmlu)
+        options += ["--against", f"{RUNS}/measured/base/mmlu.details.jsonl"]
+    evaluate("mmlu", RUNS / "measured" / name / "mmlu.json", *_model(row), *options, "--dtype", "bfloat16")
+
+
+def _model(row: Row) -> list[str]:
+    return ["--model", MODEL, *(() if row.training is None else ("--adapter", f"{RUNS / row.training}/adapter"))]
+
+
+def evaluate(command: str, metrics: Path, *options: str) -> None:
+    """Run `evaluate.py`, unless its figures are there."""
+    if metrics.exists():
+        return
+    words = ["evaluate.py", command, *options, "--metrics", str(metrics)]
+    print(f"\n== python {shlex.join(words)}\n", flush=True)
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError(f"evaluate.py {command} has failed; its message stands above")
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+def summarise(lists: Path) -> None:
+    """The rows that are complete, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
+    measured = [name for name in ROWS if (RUNS / "measured" / name / "complete").exists()]
+    compared = {
+        f"{first_stage}.{depth}": compare(first_stage, depth, measured, lists)
+        for first_stage in LISTS
+        for depth in DEPTHS
+    }
+    kept = {
+        name: read(RUNS / "measured" / name / "mmlu.json") for name in measured if ROWS[name].decode != "likelihood"
+    }
+    trained = {name: cost(RUNS / name) for name in TRAININGS if (RUNS / name / "complete").exists()}
+    summary = {"ranking": compared, "retention": kept, "training": trained}
+    (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (RUNS / "summary.md").write_text(table(measured, compared, kept))
+    draw_trade_off(measured, compared, kept)
+    draw_curves(trained)
+    print(f"\n{(RUNS / 'summary.md').read_text()}\nfigures: {RUNS}/summary.json   pictures: {RUNS}/*.png")
+
+
+def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) -> dict[str, Any]:
+    """nDCG@10 of each row, with `evaluate.py compare`'s tests against the first stage and against direct SFT."""
+    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    own = RUNS / "measured" / f"{first_stage}.run.txt"
+    write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
+    runs = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}.run.txt" for name in measured}
+    named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in runs.items())]
+    found: dict[str, Any] = {}
+    for baseline in (first_stage, "direct"):
+        if baseline not in (first_stage, *measured):
+            continue
+        metrics = RUNS / "compared" / f"{first_stage}.{depth}.{baseline}.json"
+        metrics.unlink(missing_ok=True)  # another row may have come
+        choices = [
+            f"--choices+={name}={path.parent / path.name.replace('run.txt', 'choices.jsonl.gz')}"
+            for name, path in runs.items()
+        ]
+        options = ["--qrels", f"{lists}/qrels.dl21.txt", "--baseline", baseline, "--candidates", candidates, *choices]
+        evaluate("compare", metrics, *named, *options)
+        result = read(metrics)
+        if not found:
+            found = {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
+        for one in result["comparisons"]:
+            if one["measure"] == "nDCG@10":
+                found[one["system"]][f"over_{baseline}"] = {
+                    k: one[k] for k in ("difference", "interval", "p", "p_corrected")
+                }
+    return found
+
+
+def cost(run: Path) -> dict[str, float]:
+    """What a training took: steps, tokens that the policy has read, minutes without validation."""
+    tokens, rates = (dict(curve(run, f"train/{name}")) for name in ("tokens", "tokens_per_s"))
+    seconds = sum(tokens[step] / rates[step] for step in tokens)
+    return {"steps": len(tokens), "tokens": sum(tokens.values()), "minutes": round(seconds / 60, 1)}
+
+
+def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown: nDCG@10 with intervals, and what is kept, with the intervals of its change."""
+    columns = [f"{first_stage}, top {depth}" for first_stage in LISTS for depth in DEPTHS]
+    lines = [
+        "| " + " | ".join(["", *columns, "answer log-likelihood", "bits a byte", "MMLU cloze"]) + " |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
+    lines.append("| first stage | " + " | ".join(_mean(compared[key][key.split(".")[0]]) for key in lists) + " | | | |")
+    for name in rows:
+        cells = [ROWS[name].title, *(_mean(compared[key][name]) for key in lists)]
+        cells += [_kept(kept.get(name), measure) for measure in ("answer_logprob", "bits_per_byte", "acc_cloze")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(figures: dict[str, Any]) -> str:
+    low, high = figures["interval"]
+    return f"{figures['mean']:.4f} ({low:.3f} to {high:.3f})"
+
+
+def _kept(figures: dict[str, Any] | None, measure: str) -> str:
+    if figures is None:
+        return ""
+    change = f"difference.{measure}"
+    if change not in figures:
+        return f"{figures[measure]:.4f}"
+    return f"{figures[change]:+.4f} ({figures[f'{change}.low']:+.4f} to {figures[f'{change}.high']:+.4f})"
+
+
+def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
+    """Ranking against what is still known: right and up is better."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
+        for name in (row for row in rows if row in kept):
+            ranked, change = compared["bm25.100"][name], f"difference.{measure}"
+            x = kept[name].get(change, 0.0)
+            ends = [kept[name].get(f"{change}.{end}", 0.0) for end in ("low", "high")]
+            axis.errorbar(
+                x,
+                ranked["mean"],
+                xerr=[[x - ends[0]], [ends[1] - x]],
+                yerr=[[ranked["mean"] - ranked["interval"][0]], [ranked["interval"][1] - ranked["mean"]]],
+                fmt="o",
+                label=ROWS[name].title,
+            )
+        axis.axhline(compared["bm25.100"]["bm25"]["mean"], color="grey", linestyle=":", label="BM25's own order")
+        axis.set(xlabel=f"{measure}: change from the base", ylabel="nDCG@10, DL 2021, BM25's top 100")
+    axes[1].invert_xaxis()  # fewer bits are better
+    axes[0].legend(fontsize=8)
+    figure.savefig(RUNS / "trade_off.png", dpi=120)
+
+
+def draw_curves(trained: Iterable[str]) -> None:
+    """nDCG@10 of BM25's top 20 of DL 2021 while the models learn."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name in trained:
+        points = curve(RUNS / name, "val/nDCG@10")
+        if points:
+            tokens = dict(curve(RUNS / name, "train/tokens"))
+            read_until = [sum(count for at, count in tokens.items() if at <= step) for step, _ in points]
+            axis.plot(read_until, [value for _, value in points], "o-", label=name)
+    axis.set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
+    axis.legend()
+    figure.savefig(RUNS / "learning_curves.png", dpi=120)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    in_one_line(main)

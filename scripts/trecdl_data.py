@@ -1,0 +1,93 @@
+"""The training data of configs/recipes/trecdl.*.yaml, from TREC DL 2019 and 2022 and Cranfield, in data/trecdl.
+
+Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, and pointing practice
+on the passages of DL 2019. DL 2021, by which checkpoints are chosen and models measured, gives nothing to learn from.
+"""
+
+import argparse
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_modules.records import RankingRecord, Window
+from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
+from data_modules.sources.base import parse_object, read_lines
+from data_modules.sources.own import write_jsonl
+from data_modules.sources.practice import Queries
+from lit_rerank.cli import in_one_line
+from lit_rerank.errors import UserError
+
+PAIRS, HELD_OUT = 2240, 64
+DRAWN = {"teachers": 2000, "splade": 800, "cranfield": 400, "practice": 1600}  # records, of each kind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of dl19.teacher_windows.jsonl.gz, ...")
+    parser.add_argument("--lists", type=Path, required=True, help="folder of dl22.splade_pp_ed.top100.jsonl.gz")
+    parser.add_argument("--cranfield", type=Path, required=True, help="folder of the collection")
+    parser.add_argument("--out", type=Path, default=Path("data/trecdl"))
+    args = parser.parse_args()
+    write_data(args.data, args.lists, args.cranfield, args.out)
+
+
+def write_data(data: Path, lists: Path, cranfield: Path, out: Path) -> None:
+    """Write the three files that the recipes read."""
+    out.mkdir(parents=True, exist_ok=True)
+    passages = str(data / "dl19.passages.jsonl.gz")
+    sources: dict[str, Iterable[RankingRecord]] = {
+        "teachers": teachers(data),
+        "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
+        "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
+        "practice": practice(passages),
+    }
+    train = [record for name, source in sources.items() for record in drawn(name, source)]
+    queries = Queries(span=0.3, sentence=0.7)
+    pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
+    for name, records in {"pointing": pairs[:PAIRS], "pointing.val": pairs[PAIRS:], "train": train}.items():
+        write_jsonl(records, out / f"{name}.jsonl.gz")
+        print(f"{out / name}.jsonl.gz: {len(records)} records")
+
+
+def drawn(name: str, source: Iterable[RankingRecord]) -> list[RankingRecord]:
+    """As many of a source's records as are wanted, at random."""
+    records = list(source)
+    if len(records) < DRAWN[name]:
+        raise UserError(f"{name}: there are {len(records)} records, and {DRAWN[name]} are wanted")
+    return random.Random(name).sample(records, DRAWN[name])
+
+
+def teachers(data: Path) -> Iterator[RankingRecord]:
+    """The well-formed answers: a repaired one is less the teacher's than the repair's."""
+    source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
+    wellformed = (parse_object(line).get("wellformed", True) for _, line in read_lines(source.windows))
+    return (record for record, well in zip(source, wellformed, strict=True) if well)
+
+
+def splade(path: Path, of_each: int = 14, size: int = 20, depth: int = 60) -> Iterator[RankingRecord]:
+    """So many windows of each query, drawn from the upper part of its list, in the list's order."""
+    for record in CandidatesSource(path, depth=depth, teacher="first_stage"):
+        unlike = _without_copies(record)
+        for number in range(of_each):
+            draw = random.Random(f"{record.qid}/{number}")
+            places = sorted(draw.sample(unlike, min(size, len(unlike))))
+            window = Window.of(record, places)
+            yield RankingRecord(f"{record.qid}:{number}", record.query, window.passages, window.permutation)
+
+
+def _without_copies(record: RankingRecord) -> list[int]:
+    """The places of passages whose text stands nowhere further up: between copies there is nothing to learn."""
+    first: dict[str, int] = {}
+    for place, passage in enumerate(record.passages):
+        first.setdefault(passage.text, place)
+    return list(first.values())
+
+
+def practice(passages: str) -> Iterable[RankingRecord]:
+    """Mostly sentences that are cut out of the passage which they are to lead back to."""
+    queries = Queries(span=0.5, sentence=2.0, first=0.5)
+    return PointingSource(passages, DRAWN["practice"], queries=queries, min_size=2, max_size=8, seed=1)
+
+
+if __name__ == "__main__":
+    in_one_line(main)

@@ -1,0 +1,128 @@
+"""`make results`: its data, what it runs and in which order, and its table."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_modules.sources import JsonlSource
+from data_modules.sources.detect import open_candidates
+from lit_rerank.errors import UserError
+from scripts import results, trecdl_data
+
+FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
+
+
+def test_the_data_are_of_all_kinds_and_not_what_is_measured(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trecdl_data, "DRAWN", {"teachers": 20, "splade": 12, "cranfield": 8, "practice": 10})
+    monkeypatch.setattr(trecdl_data, "PAIRS", 30)
+    folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
+    out = tmp_path / "data"
+    trecdl_data.write_data(*folders, out)
+    train = list(JsonlSource(out / "train.jsonl.gz"))
+    sizes = Counter(len(record.passages) for record in train)
+    assert len(train) == 50
+    assert sizes[20] == 32  # teachers' windows and SPLADE's
+    assert sum(record.choices == 1 for record in train) == 18  # judged and practised: only the first place is known
+    asked = {record.query for record in open_candidates(shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz")}
+    assert not asked & {record.query for record in train}
+    pairs = list(JsonlSource(out / "pointing.jsonl.gz"))
+    held_out = list(JsonlSource(out / "pointing.val.jsonl.gz"))
+    assert (len(pairs), len(held_out)) == (30, trecdl_data.HELD_OUT)
+    assert {len(record.passages) for record in pairs + held_out} == {2}
+    for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
+        assert record.permutation == tuple(range(1, 21))
+        assert len({passage.text for passage in record.passages}) == 20
+
+
+def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="splade: there are 0 records, and 800 are wanted"):
+        trecdl_data.drawn("splade", [])
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
+    """The commands that would train and measure; each leaves the figures that it was asked for."""
+    asked: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+        def __init__(self, words: list[str], **_: object) -> None:
+            asked.append(words[1:])
+            if "--metrics" in words:
+                metrics = Path(words[words.index("--metrics") + 1])
+                metrics.parent.mkdir(parents=True, exist_ok=True)
+                metrics.write_text("{}")
+            else:
+                option = next(word for word in words if word.startswith("--trainer.default_root_dir="))
+                Path(option.partition("=")[2]).mkdir(parents=True)
+
+    def so_far() -> list[list[str]]:
+        found = [*asked]
+        asked.clear()
+        return found
+
+    monkeypatch.setattr("scripts.recipes.subprocess.run", Done)
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    return so_far
+
+
+def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
+    commands: Callable[[], list[list[str]]], tmp_path: Path
+) -> None:
+    row = results.ROWS["dpo"]
+    assert row.training is not None
+    results.train(row.training, Path("lists"))
+    results.measure("dpo", row, Path("lists"), Path("mmlu"))
+    trained, measured = [], []
+    for words in commands():
+        (trained if words[0] == "train.py" else measured).append(words)
+    recipes = [next(w for w in words if "recipes/" in w) for words in trained]
+    assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
+    assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in trained[2]
+    assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"] * 2
+    base, own = measured[-2:]  # what is known is compared with what the base knows
+    assert "--adapter" not in base
+    known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
+    assert own[own.index("--against") + 1] == str(known)
+    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*measured[:4], own])
+    results.train(row.training, Path("lists"))
+    results.measure("dpo", row, Path("lists"), Path("mmlu"))
+    assert not commands()
+
+
+def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(commands: Callable[[], list[list[str]]]) -> None:
+    for name in ("base", "likelihood"):
+        results.measure(name, results.ROWS[name], Path("lists"), Path("mmlu"))
+    words = commands()
+    assert not any("--adapter" in line for line in words)
+    deep = next(line for line in words if "likelihood" in line and line[line.index("--depth") + 1] == "100")
+    assert deep[deep.index("--window") + 1] == "100"
+
+
+def test_the_table_has_a_line_for_each_row() -> None:
+    compared = {
+        f"{first_stage}.{depth}": {first_stage: FIGURES, "base": FIGURES, "dpo": FIGURES}
+        for first_stage in results.LISTS
+        for depth in results.DEPTHS
+    }
+    change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
+    kept = {
+        "base": {"answer_logprob": -1.3678, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
+        "dpo": {"answer_logprob": -1.4, "bits_per_byte": 1.0, "acc_cloze": 0.275, **change},
+    }
+    heading, rule, first_stage, base, dpo = results.table(["base", "dpo"], compared, kept).splitlines()
+    assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
+    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 |")
+    assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) |")
+
+
+def test_what_a_training_took(tmp_path: Path) -> None:
+    rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in (0, 1, 1)]  # 1 was done again
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert results.cost(tmp_path) == {"steps": 2, "tokens": 1200.0, "minutes": 2.0}
