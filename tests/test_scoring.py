@@ -252,6 +252,7 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
     torch._dynamo.reset()
     lora = LoraSettings(r=2, target_modules=["q_proj"])
     model = load_backbone(BackboneSettings(str(tiny_model), lora=lora, compile=True))
+    del model.base_model.model.model.layers[1:]  # they are alike
 
     def read(tokens: int, learn: bool) -> int:
         """How many compiled graphs ran."""
@@ -266,7 +267,7 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
     lengths = sorted({compiled_length(tokens) for tokens in range(1, 513)})
     assert len(lengths) == 40
     first = {(length, learn): read(length, learn) for length in lengths for learn in (True, False)}
-    assert min(first.values()) >= len(model.base_model.model.model.layers)
+    assert min(first.values()) >= 1
     before = compiled[0]
     assert before >= 2 * len(lengths)
     assert {(length, learn): read(length - 1, learn) for length, learn in first} == first
