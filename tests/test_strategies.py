@@ -12,6 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 from data_modules.trec import read_run
+from lit_rerank.backbone import BackboneSettings, load_backbone
+from lit_rerank.errors import UserError
+from lit_rerank.modules import DPOModule
+from lit_rerank.reference import FrozenAdapter, Precomputed
+from lit_rerank.sharding import is_sharded, shard
 from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
 
 FSDP = CONFIGS / "trainer" / "fsdp.yaml"
@@ -160,3 +165,15 @@ def test_what_a_cpu_cannot_run_is_refused_in_one_line(
     assert str(stopped.value.code).startswith("error: ")
     assert expected in str(stopped.value.code)
     assert "\n" not in str(stopped.value.code)
+
+
+def test_what_has_no_pieces_is_refused(tiny_model: Path, sft: Path, tmp_path: Path) -> None:
+    four_bits = load_backbone(BackboneSettings(str(tiny_model), load_in_4bit=True))
+    mesh: Any = object()  # is not asked
+    with pytest.raises(UserError, match="FSDP cannot cut 4-bit weights into pieces"):
+        shard(four_bits, mesh)
+    assert not is_sharded(four_bits)
+    module = DPOModule(BackboneSettings(str(tiny_model), str(sft)), Precomputed(str(tmp_path), FrozenAdapter()))
+    module._device_mesh = mesh
+    with pytest.raises(UserError, match="with FSDP, reference Precomputed must know all values"):
+        module.configure_model()
