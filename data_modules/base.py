@@ -1,7 +1,7 @@
 """What the two data modules share: sources into `datasets`, loaders, and the candidates to rerank."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Example = TypeVar("Example")
 
 STAGES = {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}  # else the candidates alone
+
 MAX_WORKERS = 512
 PASSAGE_TOKENS = 100  # where passages are not cut; roughly
 
@@ -101,11 +102,13 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.records: dict[str, datasets.Dataset] = {}
+        # Which candidate lists predict is still to rank, by their numbers; None: all.
+        self.unranked: Callable[[Iterable[RankingRecord]], Sequence[int]] | None = None
         self.sizes: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own."""
-        return vars(self) | {"trainer": None, "records": {}}
+        return vars(self) | {"trainer": None, "records": {}, "unranked": None}
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
@@ -230,7 +233,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         return self._plain_loader(_Candidates(self))
 
     def predict_dataloader(self) -> Any:
-        return self._plain_loader(_Candidates(self))
+        lists = _Candidates(self)
+        if self.unranked is not None:
+            # Where all are ranked, one is once more: of a loop without batches, Lightning tells nobody the end.
+            lists.rows = lists.rows.select(self.unranked(map(to_record, lists.rows)) or [0])
+        return self._plain_loader(lists)
 
     def _plain_loader(self, examples: Dataset[Any]) -> Any:
         from torch.utils.data import DataLoader
