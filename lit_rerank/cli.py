@@ -1,5 +1,6 @@
 """The two commands: `train` (LightningCLI) and `evaluate`. Heavy imports wait until they are needed."""
 
+import errno
 import logging
 import re
 import sys
@@ -46,7 +47,9 @@ def train(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import set_parsing_settings
         from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+        from lit_rerank.sigterm import EXIT_CODE
         from lit_rerank.training_cli import RerankCLI
 
         set_parsing_settings(add_print_completion_argument=True)
@@ -56,6 +59,8 @@ def train(args: Sequence[str] | None = None) -> None:
             raise UserError(str(error)) from error
         except UnpicklingError as error:
             raise UserError("ckpt_path names a file that cannot be read as a checkpoint of a training run") from error
+        except SIGTERMException:
+            sys.exit(EXIT_CODE)
 
     words = list(sys.argv[1:] if args is None else args)
 
@@ -169,24 +174,50 @@ def in_one_line(run: Callable[[], Any]) -> None:
     except (UserError, ArgumentError) as error:
         sys.exit(f"error: {_message(error)}")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}")
         if error.filename is None and not isinstance(error, FileNotFoundError):
             raise  # nothing that the user has named
         sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        found = next((advice for is_so, advice in _FAILURES if is_so(error)), None)
+        if found is None:
             raise
-        sys.exit(
-            f"error: out of memory: {_first_line(error)} Take a smaller batch_size (train.py: with more "
-            "accumulate_grad_batches), shorter passages or smaller windows; in training also "
-            "backbone.gradient_checkpointing or load_in_4bit"
-        )
+        sys.exit(f"error: {found.format(_first_line(error))}")
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """CUDA's error has a name of its own; the CPU's allocator merely says so."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _loader_has_died(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader worker")
+
+
+def _process_has_died(error: RuntimeError) -> bool:
+    """NCCL's errors have a type of their own; Gloo's only name its files."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error) or "Connection closed by peer" in str(error)
+
+
+_FAILURES: tuple[tuple[Callable[[RuntimeError], bool], str], ...] = (
+    (
+        _out_of_memory,
+        "out of memory: {} Take a smaller batch_size (train.py: with more accumulate_grad_batches), shorter passages "
+        "or smaller windows; in training also backbone.gradient_checkpointing or load_in_4bit",
+    ),
+    (
+        _loader_has_died,
+        "{} Where memory is short, lower data.num_workers; to go on from the last checkpoint, add --ckpt_path last",
+    ),
+    (
+        _process_has_died,
+        "another process of this training has ended or cannot be reached; what it said stands above or in its log ({}) "
+        "To go on from the last checkpoint, add --ckpt_path last",
+    ),
+)
 
 
 def _first_line(error: RuntimeError) -> str:

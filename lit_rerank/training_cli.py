@@ -9,15 +9,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
+from lit_rerank.checkpoints import WholeCheckpointIO
 from lit_rerank.errors import UserError
 from lit_rerank.modules import DPOModule, RerankModule, SFTModule
 from lit_rerank.progress import progress
+from lit_rerank.sigterm import StopOnSigterm
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -96,5 +99,8 @@ class RerankCLI(LightningCLI):
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
-        trainer.callbacks += [Throughput(), RunWriter(), *watchers]  # type: ignore[attr-defined]
+        # Its turn comes last: where it ends training, the others have seen the batch.
+        trainer.callbacks += [Throughput(), RunWriter(), *watchers, StopOnSigterm()]  # type: ignore[attr-defined]
+        if type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):  # others write in ways of their own
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

@@ -48,8 +48,10 @@ def check_checkpoint(checkpoints: Path) -> None:
     for name, value in adapter.items():
         head, tail = name.removeprefix("base_model.model.").rsplit(".", 1)
         torch.testing.assert_close(checkpoint["state_dict"][f"model.base_model.model.{head}.default.{tail}"], value)
-    (state,) = checkpoint["rng"]
-    assert set(state) == {"python", "numpy", "torch", "cuda"}
+    (state,) = checkpoint["processes"]
+    assert set(state["rng"]) == {"python", "numpy", "torch", "cuda"}
+    assert not state["figures"]
+    assert "gradients" not in checkpoint
     assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
 
 
