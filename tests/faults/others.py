@@ -1,0 +1,122 @@
+"""What else can go wrong: each fault ends with one line that says so, and the resumed run is as if it had not been."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_rerank.sigterm import EXIT_CODE
+from tests.faults.matrix import MATRIX, PAIR, Row
+from tests.faults.runs import LAST, Run, difference, finish
+
+PLAIN, WORKERS = MATRIX[0], MATRIX[1]
+Fault = Callable[[Path, str], dict[str, Any]]
+
+
+def outcome(folder: Path, row: Row, run: str, ended: Run, code: int, right: bool) -> dict[str, Any]:
+    """Go on after a fault to the end, and say what became of it."""
+    finish(folder, [*row.args(folder, run), LAST])
+    found = difference(folder / f"{row.name}-whole", folder / run)
+    errors = [line[:300] for line in ended.errors()]
+    survived = right and found == 0 and not any(line.startswith("Traceback") for line in errors)
+    return {"exit_code": code, "said": errors, "difference": found, "survived": survived}
+
+
+def disk_full(folder: Path, name: str) -> dict[str, Any]:
+    """No file may be as large as a checkpoint is: the one before stays as it was."""
+    run = Run(folder, PLAIN.args(folder, name))
+    run.reach(3)
+    run.kill()
+    last = folder / name / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    full = Run(folder, [*PLAIN.args(folder, name), LAST], largest=len(before) // 2)
+    code = full.end()
+    intact = last.read_bytes() == before and not list((folder / name).rglob("*.unfinished"))
+    right = code == 1 and intact and len(full.errors()) == 1 and "File too large" in full.said()
+    return outcome(folder, PLAIN, name, full, code, right)
+
+
+def checkpoint_truncated(folder: Path, name: str) -> dict[str, Any]:
+    """Refused by name; the one before it is used where the last is asked for."""
+    run = Run(folder, PLAIN.args(folder, name))
+    run.reach(4)
+    run.kill()
+    last = folder / name / "checkpoints" / "last.ckpt"
+    os.truncate(last, last.stat().st_size // 2)
+    refused = Run(folder, [*PLAIN.args(folder, name), f"--ckpt_path={last}"])
+    code = refused.end()
+    return outcome(folder, PLAIN, name, refused, code, code == 1 and "only a part" in refused.said())
+
+
+def data_deleted(folder: Path, name: str) -> dict[str, Any]:
+    """The run goes on: map-style data is in memory; a new one says which file is missing."""
+    data = folder / "data" / "train.jsonl"
+    kept = shutil.copy(data, folder / "kept.jsonl")
+    run = Run(folder, WORKERS.args(folder, name))
+    try:
+        run.reach(2)
+        data.unlink()
+        code = run.end()
+        without = Run(folder, [*WORKERS.args(folder, name), LAST])
+        right = without.end() == 1 and "data/train.jsonl" in "".join(without.errors())
+    finally:
+        shutil.copy(kept, data)
+    return outcome(folder, WORKERS, name, without, code, right and code == 0)
+
+
+def worker_killed(folder: Path, name: str) -> dict[str, Any]:
+    run = Run(folder, WORKERS.args(folder, name))
+    run.reach(2)
+    os.kill(run.children()[0], signal.SIGKILL)
+    code = run.end()
+    return outcome(folder, WORKERS, name, run, code, code == 1 and "--ckpt_path last" in run.said())
+
+
+def sigterm(folder: Path, name: str) -> dict[str, Any]:
+    """All processes get it, those of the loader too."""
+    run = Run(folder, WORKERS.args(folder, name))
+    run.reach(3)
+    run.signal(signal.SIGTERM)
+    code = run.end()
+    return outcome(folder, WORKERS, name, run, code, code == EXIT_CODE and "SIGTERM: stopped after" in run.said())
+
+
+def sigterm_two_ranks(folder: Path, name: str) -> dict[str, Any]:
+    finish(folder, PAIR.args(folder, f"{PAIR.name}-whole"))
+    run = Run(folder, PAIR.args(folder, name))
+    run.reach(3)
+    run.signal(signal.SIGTERM)
+    code = run.end()
+    return outcome(folder, PAIR, name, run, code, code == EXIT_CODE and "SIGTERM: stopped after" in run.said())
+
+
+def rank_killed(folder: Path, name: str) -> dict[str, Any]:
+    """Either of two processes; the other ends rather than hang."""
+    for rank in (1, 0):
+        run = Run(folder, [*PAIR.args(folder, name), LAST])
+        run.reach(2)
+        other, *_ = run.children("LOCAL_RANK=1")
+        os.kill(other if rank else run.process.pid, signal.SIGKILL)
+        until = time.monotonic() + 60
+        code = run.process.wait(60)
+        while Path(f"/proc/{other}").exists() and "Z" not in Path(f"/proc/{other}/stat").read_text().split()[2]:
+            if time.monotonic() > until:
+                run.kill()
+                return {"survived": False, "said": [f"after rank {rank} was killed, the other hangs"]}
+            time.sleep(0.1)
+        run.kill()
+    return outcome(folder, PAIR, name, run, code, code != 0)
+
+
+FAULTS: tuple[Fault, ...] = (
+    disk_full,
+    checkpoint_truncated,
+    data_deleted,
+    worker_killed,
+    sigterm,
+    sigterm_two_ranks,
+    rank_killed,
+)
