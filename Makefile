@@ -1,12 +1,13 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
 # goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL, LISTS its
-# candidate lists; ADAPTER is a trained one.
+# candidate lists; ADAPTER is a trained one; FAULTS names some of those of make test-faults.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
 DATA ?= data
 LISTS ?= $(DATA)
 ADAPTER ?=
+FAULTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ FIND_JAVA := from data_modules.java import find_java; print("Lucene runs on", fi
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lucene model quickstart train-pydocs lint test bench-train bench-rerank check-decoding tensorboard wheel \
+.PHONY: help setup lucene model quickstart train-pydocs lint test test-faults bench-train bench-rerank check-decoding tensorboard wheel \
 	clean
 
 help: ## List the targets
@@ -63,6 +64,9 @@ lint: $(STAMP) ## Check style, formatting and types
 
 test: $(STAMP) lucene $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(STAMP) ## Kill trainings at random moments, resume and compare them: runs/faults.json (2 cores: some 20 minutes)
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physical limit (DATA=folder: docs/data.md)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
