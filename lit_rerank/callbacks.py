@@ -157,13 +157,13 @@ class AdapterCheckpoint(ModelCheckpoint):
             self._last_saved_at = trainer.global_step
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+        # The checkpoint comes last: a run that is killed in between does these steps again, and writes all anew.
         if trainer.is_global_zero:
             module = cast(RerankModule[Any], trainer.lightning_module)
             export(module, Path(filepath).with_suffix(""))
             if self.monitor is None or self.best_model_path in ("", filepath):  # before any validation: the latest
                 export(module, Path(trainer.default_root_dir))
-        trainer.strategy.barrier("export")  # a process that ends earlier would end the others
+        super()._save_checkpoint(trainer, filepath)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """What Lightning takes the latest of for `--ckpt_path last`: those that are whole."""

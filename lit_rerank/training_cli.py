@@ -99,7 +99,6 @@ class RerankCLI(LightningCLI):
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
-        # Its turn comes last: where it ends training, the others have seen the batch.
         trainer.callbacks += [Throughput(), RunWriter(), *watchers, StopOnSigterm()]  # type: ignore[attr-defined]
         if type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):  # others write in ways of their own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()

@@ -16,7 +16,7 @@ from tests.faults.matrix import STEPS, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a run counts as hanging
-TIMINGS = ("train/tokens_per_s",)
+TIMINGS = ("train/tokens", "train/tokens_per_s")  # Lightning logs them after the checkpoint of their step
 LAST = "--ckpt_path=last"
 
 
