@@ -21,10 +21,16 @@ class StopOnSigterm(L.Callback):
     def __init__(self) -> None:
         self._asked = False
 
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        # Lightning puts the former handler back when the stage ends.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note if stage == "fit" else signal.SIG_DFL)
+    def on_sanity_check_start(self, *_: Any) -> None:
+        _handle(self._note)
+
+    on_train_start = on_sanity_check_start  # type: ignore[assignment]
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn != "fit":
+            _handle(signal.SIG_DFL)
+
+    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._stop_if_asked(trainer)
@@ -40,6 +46,12 @@ class StopOnSigterm(L.Callback):
         ending = 0 <= trainer.max_steps == trainer.global_step  # nothing could resume that
         if trainer.strategy.reduce_boolean_decision(self._asked, all=False) and not ending:
             raise SIGTERMException
+
+
+def _handle(handler: Any) -> None:
+    """In the place of Lightning's, which has been there since the training was set up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def outlive_sigterm(worker: int = 0) -> None:
