@@ -166,15 +166,19 @@ class AdapterCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """What Lightning takes the latest of for `--ckpt_path last`: those that are whole."""
-        found = {path: damage(Path(path)) for path in super()._find_last_checkpoints(trainer)}
-        whole = {path for path, wrong in found.items() if wrong is None}
-        damaged = [f"{path} ({wrong})" for path, wrong in sorted(found.items()) if wrong]
-        if damaged and not whole:
-            raise UserError(f"ckpt_path: no checkpoint is whole: {', '.join(damaged)}")
-        if damaged:
-            rank_zero_warn(f"damaged and passed over: {', '.join(damaged)}; the one before it is used")
-        return whole
+        """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole."""
+        found = sorted(super()._find_last_checkpoints(trainer), key=lambda path: -Path(path).stat().st_mtime)
+        passed_over = []
+        for path in found:
+            wrong = damage(Path(path))
+            if wrong is None:
+                if passed_over:
+                    rank_zero_warn(f"{'; '.join(passed_over)}: the one before it is used, {path}")
+                return {path}
+            passed_over.append(f"{path} is damaged ({wrong})")
+        if passed_over:
+            raise UserError(f"ckpt_path: no checkpoint is whole: {'; '.join(passed_over)}")
+        return set()
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._remove_checkpoint(trainer, filepath)

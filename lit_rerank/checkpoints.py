@@ -24,10 +24,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             UserError: if it is damaged.
             FileNotFoundError: if there is none.
         """
-        if Path(path).is_file() and (wrong := damage(Path(path))):
-            raise UserError(
-                f"ckpt_path: the checkpoint {path} cannot be used: {wrong}. Name an earlier one; --ckpt_path last "
-                "finds the latest that is whole"
-            )
+        refuse_damaged(path)
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only is not False)
         return checkpoint
+
+
+def refuse_damaged(path: str | Path) -> None:
+    """Raise a UserError if there is a checkpoint and it is damaged."""
+    if Path(path).is_file() and (wrong := damage(Path(path))):
+        raise UserError(
+            f"ckpt_path: the checkpoint {path} cannot be used: {wrong}. Name an earlier one; --ckpt_path last finds "
+            "the latest that is whole"
+        )

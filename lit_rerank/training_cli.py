@@ -16,7 +16,7 @@ from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
-from lit_rerank.checkpoints import WholeCheckpointIO
+from lit_rerank.checkpoints import WholeCheckpointIO, refuse_damaged
 from lit_rerank.errors import UserError
 from lit_rerank.modules import DPOModule, RerankModule, SFTModule
 from lit_rerank.progress import progress
@@ -74,6 +74,12 @@ class RerankCLI(LightningCLI):
             if isinstance(self.model, module) and not isinstance(self.datamodule, data):
                 name = data.__name__
                 raise UserError(f"{module.__name__} learns from {name}: set data.class_path to data_modules.{name}")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would load it here already, for settings that it might hold; those of a run are in its config.
+        path = self._get(self.config, "ckpt_path")
+        if path is not None:
+            refuse_damaged(path)
 
     def before_fit(self) -> None:
         """A run that does not resume an earlier one replaces its logs."""

@@ -1,15 +1,18 @@
 """Three of the kills of `make test-faults`."""
 
-import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.faults.matrix import MATRIX, prepare
-from tests.faults.runs import killed_and_resumed
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_training_that_is_killed_three_times_is_as_if_it_never_was(tmp_path: Path) -> None:
-    (row,) = (row for row in MATRIX if row.name == "sft-lora-workers")
-    outcome = killed_and_resumed(prepare(tmp_path), dataclasses.replace(row, kills=3), seed=1)
-    assert outcome["difference"] == 0, outcome
-    assert len(outcome["kills"]) == 3
-    assert outcome["figures"] > 100
+    out = tmp_path / "faults.json"
+    words = ["-m", "tests.faults", "--seed", "1", "--kills", "3", "--out", str(out), "sft-qlora-workers-replay"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(out.read_text())
+    assert (summary["kills"], summary["kills_survived"]) == (3, 3)
+    assert summary["figures_compared"] > 100

@@ -1,18 +1,20 @@
 """`make test-faults`: trainings are killed at random moments and resumed; what is left is one JSON summary.
 
-python -m tests.faults [--seed N] [--out FILE] [NAME ...]   (rows of the matrix, or faults; by default all)
+python -m tests.faults [--seed N] [--kills N] [--fresh] [--out FILE] [NAME ...]
 """
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.matrix import prepare, rows
 from tests.faults.others import FAULTS, PLAIN, WORKERS
-from tests.faults.runs import finish, killed_and_resumed
+from tests.faults.runs import Run, finish, killed_and_resumed
 
 
 def main() -> None:
@@ -20,14 +22,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="rows of the matrix, or faults; by default all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=Path("runs/faults.json"), help="the summary")
+    parser.add_argument("--kills", type=int, help="of each row, instead of its own number")
+    parser.add_argument("--fresh", action="store_true", help="a new interpreter for every run: slower")
     options = parser.parse_args()
+    Run.fresh = options.fresh
+    for module in ("lit_rerank.training_cli", "bitsandbytes", "torchdata.stateful_dataloader"):
+        importlib.import_module(module)  # once, for the runs that are forked
     chosen = rows(options.names)
     faults = [fault for fault in FAULTS if not options.names or fault.__name__ in options.names]
     with tempfile.TemporaryDirectory() as scratch:
         folder, started = prepare(Path(scratch)), time.monotonic()
         killed = []
         for row in chosen:
-            killed.append(killed_and_resumed(folder, row, options.seed))
+            kills = row.kills if options.kills is None else options.kills
+            killed.append(killed_and_resumed(folder, replace(row, kills=kills), options.seed))
             print(json.dumps(killed[-1]), flush=True)
         for row in (PLAIN, WORKERS) if faults else ():
             if row not in chosen:

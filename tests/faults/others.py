@@ -99,16 +99,23 @@ def rank_killed(folder: Path, name: str) -> dict[str, Any]:
         run = Run(folder, [*PAIR.args(folder, name), LAST])
         run.reach(2)
         other, *_ = run.children("LOCAL_RANK=1")
-        os.kill(other if rank else run.process.pid, signal.SIGKILL)
+        os.kill(other if rank else run.pid, signal.SIGKILL)
+        run.process.join(60)
         until = time.monotonic() + 60
-        code = run.process.wait(60)
-        while Path(f"/proc/{other}").exists() and "Z" not in Path(f"/proc/{other}/stat").read_text().split()[2]:
+        while run.process.is_alive() or _lives(other):
             if time.monotonic() > until:
                 run.kill()
-                return {"survived": False, "said": [f"after rank {rank} was killed, the other hangs"]}
+                return {"survived": False, "said": [f"rank {rank} was killed, and the other hangs"]}
             time.sleep(0.1)
-        run.kill()
+        code = run.end()
     return outcome(folder, PAIR, name, run, code, code != 0)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 FAULTS: tuple[Fault, ...] = (

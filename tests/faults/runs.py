@@ -1,19 +1,22 @@
 """train.py as a process of its own: started, killed, resumed, and compared with one that was left alone."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rerank.cli import train
 from tests.faults.matrix import STEPS, Row
 
+FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a run counts as hanging
 TIMINGS = ("train/tokens", "train/tokens_per_s")  # Lightning logs them after the checkpoint of their step
@@ -23,30 +26,27 @@ LAST = "--ckpt_path=last"
 class Run:
     """A training under way, with all its processes in a session of their own.
 
+    It is forked from this process, which has imported everything, or (`fresh`) an interpreter of its own runs train.py;
+    with two ranks always, since the first starts the second by its own command.
+
     Args:
         largest: bytes that any of its files may have, as if the disk were full beyond.
     """
 
+    fresh = False
+
     def __init__(self, folder: Path, args: Sequence[str], largest: int | None = None) -> None:
         self.output = folder / "output.txt"
+        self.output.write_text("")
         (root,) = (word.partition("=")[2] for word in args if word.startswith("--trainer.default_root_dir="))
         self.metrics = folder / root / "metrics.jsonl"
         self.before = len(read(self.metrics))
-
-        def limit() -> None:
-            if largest is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-        with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *args],
-                cwd=folder,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=limit,
-            )
+        fresh = self.fresh or "--trainer.devices=2" in args
+        self.process = FORK.Process(target=_become, args=(folder, args, self.output, largest, fresh))
+        self.process.start()
+        self.pid: int = self.process.pid  # type: ignore[assignment]
+        while self.process.is_alive() and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
 
     def reach(self, steps: int) -> bool:
         """Wait until so many more steps are logged; False if the run has ended before."""
@@ -54,37 +54,36 @@ class Run:
         while time.monotonic() < until:
             if sum("train/loss" in row for row in read(self.metrics)[self.before :]) >= steps:
                 return True
-            if self.process.poll() is not None:
+            if not self.process.is_alive():
                 return False
             time.sleep(0.002)
         raise TimeoutError(f"no step {steps} after {PATIENCE} s:\n{self.said()}")
 
     def signal(self, number: signal.Signals) -> None:
         """To all its processes, as a scheduler does, or a power cut."""
-        os.killpg(self.process.pid, number)
+        os.killpg(self.pid, number)
 
     def children(self, variable: str = "") -> list[int]:
-        """The processes that it has started by train.py, of those whose environment holds `variable`."""
+        """The processes that it has started, of those whose environment holds `variable`."""
         pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return [pid for pid in pids if _is_child(pid, self.process.pid, variable)]
+        return [pid for pid in pids if _is_child(pid, self.pid, variable)]
 
-    def end(self) -> int:
-        """Wait for its end, and that of its processes; the exit code."""
-        try:
-            code = self.process.wait(PATIENCE)
-        finally:
-            self.kill()
-        return code
+    def end(self, patience: float = PATIENCE) -> int:
+        """Wait for its end, which must come by itself; the exit code."""
+        self.process.join(patience)
+        hangs = self.process.is_alive()
+        self.kill()
+        if hangs:
+            raise TimeoutError(f"no end after {patience} s:\n{self.said()}")
+        assert self.process.exitcode is not None
+        return self.process.exitcode
 
     def kill(self) -> None:
-        for _ in range(100):
-            try:
+        """All its processes, and none is left."""
+        with contextlib.suppress(ProcessLookupError):
+            while True:
                 self.signal(signal.SIGKILL)
-            except ProcessLookupError:
-                break
-            self.process.poll()
-            time.sleep(0.05)
-        self.process.wait()
+                self.process.join(0.02)
 
     def said(self) -> str:
         return self.output.read_text()
@@ -92,6 +91,20 @@ class Run:
     def errors(self) -> list[str]:
         """Its last words: one line, if all is well."""
         return [line for line in self.said().splitlines() if line.startswith(("error:", "Traceback"))]
+
+
+def _become(folder: Path, args: Sequence[str], output: Path, largest: int | None, fresh: bool) -> None:
+    os.setsid()
+    os.chdir(folder)
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.argv = [str(ROOT / "train.py"), *args]
+    if fresh:
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    train()
 
 
 def _is_child(pid: int, parent: int, variable: str) -> bool:
@@ -102,7 +115,7 @@ def _is_child(pid: int, parent: int, variable: str) -> bool:
     except OSError:
         return False
     started_by = int(status.rpartition(")")[2].split()[1])
-    return started_by == parent and "train.py" in command and variable in environment
+    return started_by == parent and "tracker" not in command and variable in environment
 
 
 def read(metrics: Path) -> list[dict[str, Any]]:
@@ -162,7 +175,7 @@ def killed_and_resumed(folder: Path, row: Row, seed: int) -> dict[str, Any]:
         else:
             run.reach(draw.randint(1, max(1, left // (row.kills - len(killed_at)))))
             time.sleep(draw.uniform(0, 0.25))
-        if run.process.poll() is None:
+        if run.process.is_alive():
             run.kill()
             killed_at.append(sum("train/loss" in r for r in read(run.metrics)))
         elif run.end():
