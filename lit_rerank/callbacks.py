@@ -148,9 +148,8 @@ class AdapterCheckpoint(ModelCheckpoint):
         if self.keep_last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             best_saved_at = self._last_global_step_saved
             last = Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
-            if trainer.is_global_zero:
-                of_this_run = self._last_saved_at > 0 or trainer.ckpt_path is not None
-                _keep_previous(last, of_this_run)
+            if trainer.is_global_zero and self._last_saved_at != trainer.global_step:
+                _keep_previous(last, of_this_run=self._last_saved_at > 0 or trainer.ckpt_path is not None)
             self.last_model_path = str(last)
             self._save_checkpoint(trainer, self.last_model_path)
             self._last_global_step_saved = best_saved_at  # the best may still follow on this step
