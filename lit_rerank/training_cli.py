@@ -77,7 +77,7 @@ class RerankCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would load it here already, for settings that it might hold; those of a run are in its config.
-        path = self._get(self.config, "ckpt_path")
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.subcommand else None
         if path is not None:
             refuse_damaged(path)
 
