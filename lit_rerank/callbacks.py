@@ -167,7 +167,7 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole."""
         found = sorted(super()._find_last_checkpoints(trainer), key=lambda path: -Path(path).stat().st_mtime)
-        passed_over = []
+        passed_over: list[str] = []
         for path in found:
             wrong = damage(Path(path))
             if wrong is None:
