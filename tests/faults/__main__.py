@@ -12,9 +12,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.matrix import prepare, rows
-from tests.faults.others import FAULTS, PLAIN, WORKERS
-from tests.faults.runs import Run, finish, killed_and_resumed
+from tests.faults.matrix import MATRIX, prepare, rows
+from tests.faults.others import FAULTS
+from tests.faults.runs import Run, killed_and_resumed
 
 
 def main() -> None:
@@ -28,18 +28,17 @@ def main() -> None:
     Run.fresh = options.fresh
     for module in ("lit_rerank.training_cli", "bitsandbytes", "torchdata.stateful_dataloader"):
         importlib.import_module(module)  # once, for the runs that are forked
-    chosen = rows(options.names)
     faults = [fault for fault in FAULTS if not options.names or fault.__name__ in options.names]
+    unknown = {*options.names} - {row.name for row in MATRIX} - {fault.__name__ for fault in FAULTS}
+    if unknown:
+        parser.error(f"neither a row nor a fault: {' '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as scratch:
         folder, started = prepare(Path(scratch)), time.monotonic()
         killed = []
-        for row in chosen:
+        for row in rows(options.names):
             kills = row.kills if options.kills is None else options.kills
             killed.append(killed_and_resumed(folder, replace(row, kills=kills), options.seed))
             print(json.dumps(killed[-1]), flush=True)
-        for row in (PLAIN, WORKERS) if faults else ():
-            if row not in chosen:
-                finish(folder, row.args(folder, f"{row.name}-whole"))
         others = {}
         for fault in faults:
             others[fault.__name__] = fault(folder, fault.__name__)

@@ -18,8 +18,11 @@ Fault = Callable[[Path, str], dict[str, Any]]
 
 def outcome(folder: Path, row: Row, run: str, ended: Run, code: int, right: bool) -> dict[str, Any]:
     """Go on after a fault to the end, and say what became of it."""
+    whole = f"{row.name}-whole"
+    if not (folder / whole).exists():
+        finish(folder, row.args(folder, whole))
     finish(folder, [*row.args(folder, run), LAST])
-    found = difference(folder / f"{row.name}-whole", folder / run)
+    found = difference(folder / whole, folder / run)
     errors = [line[:300] for line in ended.errors()]
     survived = right and found == 0 and not any(line.startswith("Traceback") for line in errors)
     return {"exit_code": code, "said": errors, "difference": found, "survived": survived}
@@ -85,7 +88,6 @@ def sigterm(folder: Path, name: str) -> dict[str, Any]:
 
 
 def sigterm_two_ranks(folder: Path, name: str) -> dict[str, Any]:
-    finish(folder, PAIR.args(folder, f"{PAIR.name}-whole"))
     run = Run(folder, PAIR.args(folder, name))
     run.reach(3)
     run.signal(signal.SIGTERM)
