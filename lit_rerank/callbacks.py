@@ -103,10 +103,9 @@ class AdapterCheckpoint(ModelCheckpoint):
             rank_zero_info("SIGTERM: stopped before the first step")
             return
         self._save_amid_epoch(trainer)
-        rank_zero_info(
-            f"SIGTERM: stopped after step {trainer.global_step}, which {self.last_model_path} keeps; "
-            "to go on, add --ckpt_path last"
-        )
+        kept = f"which {self.last_model_path} keeps; to go on, add --ckpt_path last"
+        lost = "which nothing keeps: checkpoint.save_last is false"
+        rank_zero_info(f"SIGTERM: stopped after step {trainer.global_step}, {kept if self.keep_last else lost}")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Write `last.ckpt` where it is due."""
