@@ -18,12 +18,12 @@ Fault = Callable[[Path, str], dict[str, Any]]
 
 def outcome(folder: Path, row: Row, run: str, ended: Run, code: int, right: bool) -> dict[str, Any]:
     """Go on after a fault to the end, and say what became of it."""
+    errors = [line[:300] for line in ended.errors()]  # the next run says its own there
     whole = f"{row.name}-whole"
     if not (folder / whole).exists():
         finish(folder, row.args(folder, whole))
     finish(folder, [*row.args(folder, run), LAST])
     found = difference(folder / whole, folder / run)
-    errors = [line[:300] for line in ended.errors()]
     survived = right and found == 0 and not any(line.startswith("Traceback") for line in errors)
     return {"exit_code": code, "said": errors, "difference": found, "survived": survived}
 
