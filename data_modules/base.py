@@ -24,6 +24,7 @@ from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.replay import ConversationEncoder
+from lit_rerank.sigterm import outlive_sigterm
 
 if TYPE_CHECKING:
     import datasets
@@ -259,6 +260,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             "sampler": sampler,
             "num_workers": self.num_workers,
             "collate_fn": Batch,
+            "worker_init_fn": outlive_sigterm,
             "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
         }
 

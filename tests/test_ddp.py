@@ -224,4 +224,4 @@ def test_files_are_written_once(folder: Path, results: list[dict[str, Any]]) -> 
     assert results[1]["exports"] == []
     one, two = ((folder / run / "metrics.jsonl").read_text().splitlines() for run in ("sft-one", "sft-two"))
     assert len(one) == len(two)
-    assert len(torch.load(folder / "sft-two/checkpoints/last.ckpt", weights_only=True)["rng"]) == 2
+    assert len(torch.load(folder / "sft-two/checkpoints/last.ckpt", weights_only=True)["processes"]) == 2
