@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lit_rerank.errors import UserError
+from lit_rerank.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -285,6 +285,8 @@ def _named_errors(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         if not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"

@@ -1,29 +1,29 @@
-"""What is written during a run: adapters beside checkpoints, speed, reranked windows, a run file, figures as JSON."""
+"""What is written during a run: adapters beside checkpoints, speed, reranked windows, figures as JSON."""
 
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
 
 from data_modules.base import RankingDataModule
 from data_modules.records import Window
-from data_modules.trec import write_run
 from lit_rerank.backbone import is_adapted
 from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
-from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
+from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -67,17 +67,20 @@ class AdapterCheckpoint(ModelCheckpoint):
         self._last_saved_at = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a run whose validation would never tell which checkpoint is the best."""
         data: Any = getattr(trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, RankingDataModule) and not data.is_judged:
-            measures = cast(RerankModule[Any], pl_module).reranking.measures
-            validated = data.records.keys() & {"val", "candidates"}
-            if validated and self.monitor in [f"val/{measure}" for measure in measures]:
-                raise UserError(
-                    f"checkpoint.monitor is {self.monitor}, but no list of data.candidates has judgements (qrels): "
-                    "add them, or pass --checkpoint.monitor val/loss --checkpoint.mode min"
-                )
+        if stage == "fit" and isinstance(data, RankingDataModule):
+            self.check_monitor(cast(RerankModule[Any], pl_module), data)
         super().setup(trainer, pl_module, stage)
+
+    def check_monitor(self, module: RerankModule[Any], data: RankingDataModule[Any]) -> None:
+        """Refuse a run whose validation would never tell which checkpoint is the best."""
+        validated = data.records.keys() & {"val", "candidates"}
+        measures = [f"val/{measure}" for measure in module.reranking.measures]
+        if validated and not data.is_judged and self.monitor in measures:
+            raise UserError(
+                f"checkpoint.monitor is {self.monitor}, but no list of data.candidates has judgements (qrels): "
+                "add them, or pass --checkpoint.monitor val/loss --checkpoint.mode min"
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Write `last.ckpt` where it is due."""
@@ -118,11 +121,15 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
+        module = cast(RerankModule[Any], trainer.lightning_module)
+        if is_partitioned(module.model):
+            rank_zero_warn(f"the weights are in pieces: make them whole by the zero_to_fp32.py in {filepath}")
+            return
+        weights = whole_weights(module.model)
         if trainer.is_global_zero:
-            module = cast(RerankModule[Any], trainer.lightning_module)
-            export(module, Path(filepath).with_suffix(""))
+            export(module, Path(filepath).with_suffix(""), weights)
             if self.monitor is None or self.best_model_path in ("", filepath):  # before any validation: the latest
-                export(module, Path(trainer.default_root_dir))
+                export(module, Path(trainer.default_root_dir), weights)
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._remove_checkpoint(trainer, filepath)
@@ -130,15 +137,19 @@ class AdapterCheckpoint(ModelCheckpoint):
             shutil.rmtree(Path(filepath).with_suffix(""), ignore_errors=True)
 
 
-def export(module: RerankModule[Any], folder: Path) -> Path:
-    """Write what was trained as PEFT or Hugging Face loads it: `folder/adapter`, or (whole) `folder/model`."""
+def export(module: RerankModule[Any], folder: Path, weights: dict[str, Tensor] | None = None) -> Path:
+    """Write what was trained as PEFT or Hugging Face loads it: `folder/adapter`, or (whole) `folder/model`.
+
+    Args:
+        weights: those that are trained, where the module has only pieces of them.
+    """
     adapted = is_adapted(module.model)
     target = folder / ("adapter" if adapted else "model")
     target.mkdir(parents=True, exist_ok=True)
     if adapted:
-        module.model.save_pretrained(target, selected_adapters=["default"])
+        module.model.save_pretrained(target, selected_adapters=["default"], state_dict=weights)
     else:
-        module.model.save_pretrained(target)
+        module.model.save_pretrained(target, state_dict=weights)
         module.encoder.chat.tokenizer.save_pretrained(target)
     save_prompt_settings(module.prompt, target)
     return target
@@ -186,7 +197,8 @@ class RerankedText(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards or batch_idx > 0 or not trainer.is_global_zero or trainer.sanity_checking:
+        alone = trainer.is_global_zero and not is_sharded(module.model)
+        if not boards or batch_idx > 0 or not alone or trainer.sanity_checking:
             return
         rankings = outputs["rankings"] if outputs else []
         windows = [encoded.window for encoded in batch if isinstance(encoded, EncodedWindow)][: self.windows]
@@ -217,27 +229,6 @@ def _first_window(module: RerankModule[Any], ranking: Ranking) -> Window:
     """The window that was read first, before anything moved."""
     start, end = module.reranking.sliding.spans(len(ranking.record.passages))[0]
     return Window.of(ranking.record, range(start, end))
-
-
-class RunWriter(BasePredictionWriter):
-    """`predict` writes its rankings to `<run>/run.txt`, a TREC run."""
-
-    def __init__(self, tag: str = "lit-rerank") -> None:
-        super().__init__(write_interval="epoch")
-        self.tag = tag
-
-    def write_on_epoch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        predictions: Sequence[Run],
-        batch_indices: Any,
-    ) -> None:
-        parts = gather({qid: run for batch in predictions for qid, run in batch.items()})
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "run.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_run({qid: run for part in parts for qid, run in part.items()}, path, self.tag)
 
 
 class JsonLinesLogger(Logger):

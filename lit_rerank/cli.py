@@ -12,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from lit_rerank.errors import UserError
+from lit_rerank.errors import UserError, out_of_memory
 from lit_rerank.help_cache import with_cached_help
 
 # What libraries tell their developers, or advertise: nothing that a user of this project could act upon.
@@ -31,8 +31,11 @@ NOISE = (
     "Loading `train_dataloader` to estimate number of stepping batches",
 )
 TYPES_TRIED = re.compile(
-    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Expected a path but|Given value)"
+    r"[-\s]*(Does not validate against|Subtypes:|Errors:|Expected a (<class 'NoneType'>|<class '\w+'>\s*$|path but)"
+    r"|Given value)"
 )
+# What to do without memory, where nothing more is known.
+LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
 _CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
@@ -162,30 +165,19 @@ def in_one_line(run: Callable[[], Any]) -> None:
         run()
     except (UserError, ArgumentError) as error:
         sys.exit(f"error: {_message(error)}")
-    except OSError as error:
-        if error.filename is None and not isinstance(error, FileNotFoundError):
-            raise  # nothing that the user has named
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
-    except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+    except (OSError, RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            sys.exit(f"error: out of memory: {_first_line(error)} {' '.join(getattr(error, '__notes__', [LESS]))}")
+        # Other errors of the system are about a file that the user has named, or else no user's business.
+        if not isinstance(error, OSError) or (error.filename is None and not isinstance(error, FileNotFoundError)):
             raise
-        sys.exit(
-            f"error: out of memory: {_first_line(error)} Take a smaller batch_size (train.py: with more "
-            "accumulate_grad_batches), shorter passages or smaller windows; in training also "
-            "backbone.gradient_checkpointing or load_in_4bit"
-        )
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
 
 
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """CUDA's error has a name of its own; the CPU's allocator merely says so."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
-
-
-def _first_line(error: RuntimeError | MemoryError) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") + "."
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".") + "."
 
 
 def _not_noise(record: logging.LogRecord) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -22,12 +22,16 @@ from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.reference import FrozenAdapter, Reference
+from lit_rerank.reference import FrozenAdapter, Precomputed, Reference
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.reranker import How, Ranking, SlidingWindow, load_prompt_settings, open_decoder, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
+from lit_rerank.sharding import idle, is_sharded, shard, whole
 from lit_rerank.targets import PreferenceTargets, SFTTargets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
@@ -168,7 +172,13 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self._check_prompt(self.backbone.adapter or self.backbone.model)
         name, trust = self.backbone.model, self.backbone.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
-        self.model = load_backbone(self.backbone)
+        self.model = self.load_model()
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def load_model(self) -> "PreTrainedModel":
+        """The policy, whole."""
+        return load_backbone(self.backbone)
 
     def _check_prompt(self, start: str) -> None:
         """Going on from an adapter or model of this project, the prompt must be written as it knows it."""
@@ -208,6 +218,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self._note("train", objective)
         self._read.append(Read(list(batch), objective.windows.detach(), objective.replay.detach()))
         if not objective.tokens:  # nothing to learn here, but every process must take part in the backward pass
+            if is_sharded(self.model):
+                return 0.0 * token_logps(self.model, idle(self.device)).sum()
             return 0.0 * torch.stack([p.sum() for p in trainable_parameters(self).values()]).sum()
         return objective.windows.sum() + self.replay_weight * objective.replay.sum()
 
@@ -285,7 +297,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """The records' candidates in the order that the model as it now is puts them."""
         settings = self.reranking
         decoder = open_decoder(settings.decode, self.model, self.encoder, settings.max_batch_tokens)
-        return rerank(records, decoder, settings.sliding)
+        with whole(self.model):  # lists take more or fewer forwards
+            return rerank(records, decoder, settings.sliding)
 
     def _evaluate(self, stage: str, batch: Sequence[Any]) -> Evaluated:
         """Batches of candidates are reranked and measured; any others get the training objective."""
@@ -329,8 +342,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
         checkpoint["rng"] = gather(rng_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         trained = {name: value.shape for name, value in trainable_parameters(self).items()}
+        saved = trained  # of sharded weights, which Lightning has taken out by now
+        if "state_dict" in checkpoint:
+            saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         unlike = [name for name in saved | trained if saved.get(name) != trained.get(name)]
         if unlike:
             raise UserError(
@@ -436,14 +451,20 @@ class DPOModule(RerankModule[PreferenceExample]):
         self.beta, self.loss, self.label_smoothing = beta, loss, label_smoothing
         self.sft_weight, self.step_weights = sft_weight, step_weights
 
-    def configure_model(self) -> None:
-        if not hasattr(self, "model"):
-            super().configure_model()
-            self.reference.attach(self.model, self.backbone)
-            self.model.train()  # whatever attaching a frozen one has switched off
+    def load_model(self) -> "PreTrainedModel":
+        if self.device_mesh is not None and isinstance(self.reference, Precomputed) and self.reference.of is not None:
+            raise UserError(  # only the process that lacks some would read
+                "with FSDP, reference Precomputed must know all values: make them with trainer.strategy ddp or on one "
+                "device, then leave reference.of out"
+            )
+        model = super().load_model()
+        self.reference.attach(model, self.backbone)
+        return model.train()  # whatever attaching a frozen one has switched off
 
     def questions(self, windows: Sequence[PreferenceExample]) -> Questions:
         candidates = PreferenceTargets.build(windows, self.device)
+        if candidates is None and is_sharded(self.model) and not isinstance(self.reference, Precomputed):
+            self.reference.token_logps(idle(self.device))
         picked = None if candidates is None else candidates.picked(self.reference.token_logps(candidates.packed))
         if picked is None:
             none = torch.empty(0, device=self.device)

@@ -216,9 +216,11 @@ class Precomputed(Reference):
 
         try:
             with safe_open(part, "pt") as file:
-                origin = json.loads((file.metadata() or {})["origin"])
-                keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
-        except (SafetensorError, KeyError) as error:
+                told = json.loads((file.metadata() or {})["origin"])
+                origin = {what: told[what] for what in self.made_by}
+                keys, logps = file.get_tensor("keys").tolist(), file.get_tensor("logps").tolist()
+            found = dict(zip(keys, logps, strict=True))
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{part} holds no precomputed reference values: delete it") from error
         stale = " and another ".join(what for what, now in self.made_by.items() if origin[what] != now)
         if stale:
@@ -226,7 +228,7 @@ class Precomputed(Reference):
                 f"the precomputed reference values in {part} are stale: they were made with another {stale}; "
                 "delete them, or set reference.path to another directory"
             )
-        self.values.update(zip(keys.tolist(), logps.tolist(), strict=True))
+        self.values.update(found)
 
 
 @contextmanager
@@ -263,13 +265,13 @@ def _keys(packed: Packed) -> list[int]:
 
 def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:
     return {
-        "model": _identity(model),
-        "adapter": "none" if adapter is None else _identity(adapter),
+        "model": identity(model),
+        "adapter": "none" if adapter is None else identity(adapter),
         "quantisation": "NF4" if load_in_4bit else "none",
     }
 
 
-def _identity(name: str) -> str:
+def identity(name: str) -> str:
     """The Hugging Face id, or a hash of what the directory holds, for directories are written anew."""
     files = [file for kind in ("*.safetensors", "*.bin", "*config.json") for file in sorted(Path(name).glob(kind))]
     digest = hashlib.blake2b(digest_size=8)

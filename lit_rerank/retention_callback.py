@@ -17,6 +17,7 @@ from lit_rerank.modules import RerankModule
 from lit_rerank.paired import Differences, beyond, paired
 from lit_rerank.questions import SHIPPED, open_questions
 from lit_rerank.retention import Retention, measure
+from lit_rerank.sharding import is_sharded
 
 
 @dataclass
@@ -89,7 +90,13 @@ class RetentionCallback(L.Callback):
         self._validations, self._to_restore = 0, False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Measure the start, unless a checkpoint has told of it."""
+        """Measure the start, unless a checkpoint has told of it.
+
+        Raises:
+            UserError: if the model is sharded, for the first process measures alone.
+        """
+        if isinstance(module, RerankModule) and is_sharded(module.model):
+            raise UserError("the retention callback cannot watch a model in pieces (FSDP): leave it out")
         if trainer.is_global_zero and self.start is None:
             self.start = self._measure(trainer, module)
             self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})

@@ -1,10 +1,12 @@
 """LightningCLI for SFT and DPO: one entry point, two configs."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -14,18 +16,34 @@ from lightning.pytorch.utilities import rank_zero_info
 from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
-from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, RunWriter, Throughput
+from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, Throughput
+from lit_rerank.dry_run import dry_run
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.report import make_way, report
 from lit_rerank.modules import DPOModule, RerankModule, SFTModule
+from lit_rerank.overview import RunOverview
+from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
+from lit_rerank.run_record import run_record, write_record
 
 
 class SaveTrainingConfig(SaveConfigCallback):
-    """Writes `<run>/config.yaml` when training starts; evaluating a run later leaves it alone."""
+    """Writes `<run>/config.yaml` and `run.json` when training starts; evaluating a run later leaves them alone."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """What the run was made of, as a file and in TensorBoard."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
+        data = getattr(trainer, "datamodule", None)
+        record = run_record(config, data if isinstance(data, RankingDataModule) else None, trainer.world_size)
+        write_record(Path(trainer.default_root_dir), record)
+        text = json.dumps(record, indent=2)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("run", "".join(f"    {line}\n" for line in text.split("\n")))
 
 
 class RerankCLI(LightningCLI):
@@ -59,6 +77,11 @@ class RerankCLI(LightningCLI):
             ("prompt", "prompt"),
         ):
             parser.link_arguments(f"model.init_args.{model}", f"data.init_args.{data}")
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="load data and model, encode a batch and read it once, say what was found, and end there",
+        )
 
     def instantiate_classes(self) -> None:
         try:
@@ -71,6 +94,17 @@ class RerankCLI(LightningCLI):
             if isinstance(self.model, module) and not isinstance(self.datamodule, data):
                 name = data.__name__
                 raise UserError(f"{module.__name__} learns from {name}: set data.class_path to data_modules.{name}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._get(self.config_init, "dry_run"):
+            path = Path(self.trainer.default_root_dir) / "dry_run.json"
+            ckpt_path = self._get(self.config_init, "ckpt_path")
+            figures = dry_run(subcommand, self.trainer, self.model, self.datamodule, ckpt_path)
+            if self.trainer.is_global_zero:
+                make_way(str(path))
+                report(figures, str(path))
+        else:
+            super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Left to itself, Lightning reads a checkpoint from a URL as a pickle, which may run anything.
@@ -101,5 +135,5 @@ class RerankCLI(LightningCLI):
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
-        trainer.callbacks += [Throughput(), RunWriter(), *watchers]  # type: ignore[attr-defined]
+        trainer.callbacks += [Throughput(), RunOverview(), RunWriter(), *watchers]  # type: ignore[attr-defined]
         return trainer

@@ -11,7 +11,8 @@ from tests.training import CONFIGS, figures, train_in, write_data
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 REPLAY = "configs/data/replay.yaml"
 ADDED = {REPLAY, "configs/data/streaming.yaml"}  # to the data of SFT or DPO
-FRAGMENTS = [config for config in FILES if config.parent.name != "recipes"]  # tests/test_recipes.py runs the recipes
+ELSEWHERE = ("fsdp", "deepspeed_zero3")  # tests/test_strategies.py, and tests/test_recipes.py runs the recipes
+FRAGMENTS = [config for config in FILES if config.parent.name != "recipes" and config.stem not in ELSEWHERE]
 
 
 def header(config: Path) -> list[str]:

@@ -1,19 +1,22 @@
 """From sources to batches: what is drawn, when, and on which process."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_modules import PermutationDataModule, PreferenceDataModule
 from data_modules.base import RankingDataModule
 from data_modules.records import Window
-from data_modules.sources import CandidatesSource, JsonlSource, PairsSource
+from data_modules.sources import CandidatesSource, JsonlSource, MessagesSource, PairsSource
 from data_modules.sources.own import write_jsonl
-from data_modules.windows import Augmentation, BucketSampler, generator
+from data_modules.windows import Augmentation, BucketSampler, Examples, deal, generator
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.preferences import PreferenceExample
@@ -159,11 +162,13 @@ class Lengths:
         return self.lengths[key[1]]
 
 
-def steps(count: int, processes: int, accumulate: int, batch_size: int, epoch: int = 3) -> list[list[list[int]]]:
+def steps(
+    examples: Examples, processes: int, accumulate: int, batch_size: int, epoch: int = 3
+) -> list[list[list[int]]]:
     """The rows of each optimizer step, on all processes."""
     found: list[list[list[int]]] = []
     for rank in range(processes):
-        sampler = BucketSampler(Lengths(count), processes, rank, 5, batch_size, accumulate)
+        sampler = BucketSampler(examples, processes, rank, 5, batch_size, accumulate)
         sampler.set_epoch(epoch)
         keys = list(sampler)
         assert len(keys) == len(sampler)
@@ -177,12 +182,14 @@ def steps(count: int, processes: int, accumulate: int, batch_size: int, epoch: i
 
 
 @pytest.mark.parametrize("count", [48, 47, 9, 1])
-@pytest.mark.parametrize(("processes", "accumulate", "batch_size"), [(2, 1, 4), (1, 4, 2), (2, 2, 2), (4, 2, 1)])
+@pytest.mark.parametrize(
+    ("processes", "accumulate", "batch_size"), [(2, 1, 4), (1, 4, 2), (2, 2, 2), (4, 2, 1), (8, 1, 1), (1, 8, 1)]
+)
 def test_a_steps_examples_do_not_depend_on_how_it_is_read(
     count: int, processes: int, accumulate: int, batch_size: int
 ) -> None:
-    read = [flat(rows) for rows in steps(count, processes, accumulate, batch_size)]
-    expected = [flat(rows) for rows in steps(count, 1, 1, 8)]
+    read = [flat(rows) for rows in steps(Lengths(count), processes, accumulate, batch_size)]
+    expected = [flat(rows) for rows in steps(Lengths(count), 1, 1, 8)]
     assert sorted(flat(expected)) == list(range(count))
     assert len(read) == len(expected)
     assert all(set(found) == set(one) for found, one in zip(read[:-1], expected[:-1], strict=True))
@@ -191,7 +198,7 @@ def test_a_steps_examples_do_not_depend_on_how_it_is_read(
 
 
 def test_each_epoch_has_steps_of_its_own() -> None:
-    assert steps(48, 1, 1, 8, epoch=3) != steps(48, 1, 1, 8, epoch=4)
+    assert steps(Lengths(48), 1, 1, 8, epoch=3) != steps(Lengths(48), 1, 1, 8, epoch=4)
 
 
 def test_the_rows_of_a_step_are_of_like_length() -> None:
@@ -201,10 +208,79 @@ def test_the_rows_of_a_step_are_of_like_length() -> None:
         totals = [sum(lengths[i] for i in row) for row in rows]
         return max(totals) - min(totals)
 
-    for rows in steps(256, 2, 4, 8):
+    for rows in steps(Lengths(256), 2, 4, 8):
         in_order = sorted(flat(rows))
         assert spread(rows) < 100  # less than one long example
         assert spread(rows) < spread([in_order[start : start + 8] for start in range(0, 64, 8)])
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_dealing_gives_every_row_its_size_and_every_example_one_place(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=9))
+    count = sum(sizes)
+    lengths = data.draw(st.lists(st.integers(0, 4000), min_size=count, max_size=count))
+    rows = deal(lengths, sizes)
+    assert [len(row) for row in rows] == sizes
+    assert sorted(i for row in rows for i in row) == list(range(count))
+    assert all(row == sorted(row) for row in rows)
+    assert deal(lengths, sizes) == rows
+
+
+def test_the_longest_examples_go_to_different_rows() -> None:
+    assert deal([9, 1, 1, 9, 1, 1], [3, 3]) == [[0, 1, 4], [2, 3, 5]]
+    assert deal([1, 2, 3], [2, 1]) == [[0, 2], [1]]  # only the first has room left for the last
+    assert deal([7], [1]) == [[0]]
+    assert deal([], [0, 0]) == [[], []]
+
+
+def replayed(tmp_path: Path, talks: int) -> MessagesSource:
+    lines = [
+        '{"messages": [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "%s"}]}'
+        % ("much " * 7 * i)
+        for i in range(1, talks + 1)
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(lines))
+    return MessagesSource(tmp_path / "talks.jsonl")
+
+
+def test_windows_and_conversations_are_dealt_by_what_they_hold(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    module = permutations(source, tiny_model, replay=replayed(tmp_path, 4), replay_share=0.4)
+    examples: Any = module.train_dataloader().dataset
+    one, two, four = (
+        [sorted(flat(rows)) for rows in steps(examples, *split)] for split in ((1, 1, 4), (2, 1, 2), (2, 2, 1))
+    )
+    assert one == two == four
+    assert sorted(flat(one)) == list(range(10))
+    windows, conversations = {}, []
+    for index in range(10):
+        example, length = examples[3, index], examples.length((3, index))
+        if isinstance(example, EncodedWindow):
+            assert windows.setdefault(len(example.window), length) == length
+        else:
+            conversations.append((len(example.ids), length))
+    assert len(windows) > 1
+    assert sorted(windows.values()) == [windows[n] for n in sorted(windows)]  # more passages are longer
+    assert len({length for _, length in conversations}) == 4
+    assert sorted(conversations) == sorted(conversations, key=lambda pair: pair[1])
+
+
+def test_preferences_and_ready_made_pairs_have_lengths(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?" * i, "chosen": "Because.", "rejected": "Why not?"} for i in range(1, 7)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for train in (JsonlSource(source), PairsSource(tmp_path / "pairs.jsonl")):
+        module = PreferenceDataModule(
+            negatives="all", train=train, tokenizer=str(tiny_model), augmentation=Augmentation(2, 6)
+        )
+        module.setup("fit")
+        examples: Any = module.train_dataloader().dataset
+        one, two = ([sorted(flat(rows)) for rows in steps(examples, *split)] for split in ((1, 1, 4), (2, 2, 1)))
+        assert one == two
+        assert sorted(flat(one)) == list(range(6))
+        by_length = sorted(range(6), key=lambda index: examples.length((3, index)))
+        tokens = [len(examples[3, index].ids) for index in by_length]
+        assert tokens == sorted(tokens)
+        assert tokens[0] < tokens[-1]
 
 
 def test_records_come_back_from_the_table_as_they_were(tiny_model: Path, tmp_path: Path) -> None:

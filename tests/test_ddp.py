@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections import Counter
 from pathlib import Path
@@ -14,13 +15,16 @@ from safetensors.torch import load_file
 from data_modules.prepare import prepare
 from data_modules.sources.own import write_jsonl
 from data_modules.trec import read_run
+from lit_rerank import callbacks
 from lit_rerank.metrics import Means, TrecMetrics, gather, means, per_query
+from lit_rerank.modules import RerankModule
 from tests.test_metrics import queries
 from tests.tiny import record
 from tests.training import CONFIGS, command, figures, train_in, write_data
 
 COMMON = ("--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2")
 PAIR = ("--trainer.devices=2", "--trainer.strategy=ddp")
+TASKS = ("sft", "batches", "replay", "streamed", "dpo")
 METRICS = ("nDCG@10", "AP(rel=2)")
 
 
@@ -28,6 +32,8 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     """Two epochs of 3 steps, of 4, 4 and (of 10 windows) 2 windows."""
     name = f"{task}-{'two' if pair else 'one'}"
     own = [*COMMON, f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ())]
+    if task == "batches" and pair:  # the step that sft accumulates
+        own += ["--trainer.accumulate_grad_batches=1", "--data.init_args.batch_size=2"]
     if task == "streamed":  # an epoch of 7 records is a step, of 3 and 4 windows or of 7: one process lacks a batch
         own += [
             f"--config={CONFIGS / 'data' / 'streaming.yaml'}",
@@ -35,7 +41,7 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
         ]
         own += ["--data.init_args.batch_size=1", f"--trainer.accumulate_grad_batches={4 if pair else 7}"]
         own.append("--data.init_args.num_workers=0")
-    if task in ("sft", "replay", "streamed"):
+    if task in ("sft", "batches", "replay", "streamed"):
         own.append("--model.init_args.optimizer.lr=0.001")
     if task == "replay":  # 6 conversations, of 16 examples
         own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.375"]
@@ -46,10 +52,16 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     return command("dpo", "lora", "preferences", name, *own, start, model=model)
 
 
-def predict(folder: Path, model: Path, pair: bool) -> list[str]:
-    name = f"predict-{'two' if pair else 'one'}"
-    start = f"--model.init_args.backbone.adapter={folder}/sft-one/adapter"
-    return command("sft", "lora", "permutations", name, start, *(PAIR if pair else ()), model=model, stage="predict")
+def runs(task: str) -> tuple[str, str]:
+    """Of one process, and of two."""
+    return f"{'sft' if task == 'batches' else task}-one", f"{task}-two"
+
+
+def predict(folder: Path, model: Path, pair: bool, *more: str, name: str = "predict") -> list[str]:
+    name = f"{name}-{'two' if pair else 'one'}"
+    own = (f"--model.init_args.backbone.adapter={folder}/sft-one/adapter", "--data.init_args.val_batch_size=1")
+    own += PAIR if pair else ()
+    return command("sft", "lora", "permutations", name, *own, *more, model=model, stage="predict")
 
 
 def work(rank: int, port: int, folder: Path, model: Path) -> None:
@@ -60,16 +72,24 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results = {"metrics": measured(rank), "means": weighed(rank), "gathered": gather(rank)}
-    (folder / f"results-{rank}.json").write_text(json.dumps(results))
+    results: dict[str, Any] = {"metrics": measured(rank), "means": weighed(rank), "gathered": gather(rank)}
+    results["exports"] = exports()
     for args in (
         arguments(folder, model, "sft", True),
+        arguments(folder, model, "batches", True),
         arguments(folder, model, "replay", True),
         arguments(folder, model, "streamed", True),
         arguments(folder, model, "dpo", True),
         predict(folder, model, True),
+        predict(folder, model, True, "--trainer.limit_predict_batches=1", name="stopped"),
     ):
         train_in(folder, args)
+    if rank == 0:
+        for copy in ("stopped-one", "stopped-kept"):
+            shutil.copytree(folder / "stopped-two", folder / copy)
+    dist.barrier()
+    train_in(folder, predict(folder, model, True, name="stopped"))
+    (folder / f"results-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
@@ -88,6 +108,19 @@ def measured(rank: int) -> list[dict[str, float]]:
             metric.update(qid, run[qid], qrels[qid])
         results.append(metric.compute())
     return results
+
+
+def exports() -> list[str]:
+    """The folders that this process writes an adapter to from now on."""
+    folders: list[str] = []
+    export = callbacks.export
+
+    def spied(module: RerankModule[Any], folder: Path, *weights: Any) -> Path:
+        folders.append(f"{folder.parent.parent.name}/{folder.name}")
+        return export(module, folder, *weights)
+
+    callbacks.export = spied
+    return folders
 
 
 def weighed(rank: int) -> dict[str, tuple[float, int]]:
@@ -112,6 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(work, (port, folder, tiny_model), nprocs=2)  # type: ignore[no-untyped-call]
+    train_in(folder, predict(folder, tiny_model, False, name="stopped"))
     return folder
 
 
@@ -120,11 +154,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("task", ["sft", "replay", "streamed", "dpo"])
+@pytest.mark.parametrize("task", TASKS)
 def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
-    one, two = (
-        load_file(folder / f"{task}-{n}/checkpoints/last/adapter/adapter_model.safetensors") for n in ("one", "two")
-    )
+    one, two = (load_file(folder / f"{run}/checkpoints/last/adapter/adapter_model.safetensors") for run in runs(task))
     start = load_file(folder / "sft-one/adapter/adapter_model.safetensors") if task == "dpo" else {}
     assert set(one) == set(two)
     for name, value in one.items():  # to a hundredth of SFT's learning rate: Adam enlarges float32's small differences
@@ -133,9 +165,9 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
     assert moved > (5e-5 if task == "dpo" else 1e-3)
 
 
-@pytest.mark.parametrize("task", ["sft", "replay", "streamed", "dpo"])
+@pytest.mark.parametrize("task", TASKS)
 def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
-    one, two = figures(folder / f"{task}-one"), figures(folder / f"{task}-two")
+    one, two = (figures(folder / run) for run in runs(task))
     assert len(one) == {"replay": 8, "streamed": 2}.get(task, 6)
     for step, row in one.items():
         for name in [name for name in row if name.startswith("train/tokens") or (step == 1 and "accuracy" in name)]:
@@ -171,12 +203,25 @@ def test_predictions_hold_each_query_once(folder: Path) -> None:
     assert read_run(folder / "predict-two" / "run.txt") == read_run(folder / "predict-one" / "run.txt")
 
 
-def test_files_are_written_once(folder: Path) -> None:
+def test_predict_goes_on_where_two_processes_were_stopped(folder: Path) -> None:
+    """With two of them, and with one."""
+    whole = read_run(folder / "predict-one" / "run.txt")
+    for number in ("one", "two"):
+        assert read_run(folder / f"stopped-{number}" / "run.txt") == whole
+        assert not (folder / f"stopped-{number}" / "run.parts").exists()
+    parts = (folder / "stopped-kept" / "run.parts").glob("*.jsonl")
+    assert {part.name: part.read_text().count("\n") for part in parts} == {"00000.jsonl": 1, "00001.jsonl": 1}
+
+
+def test_files_are_written_once(folder: Path, results: list[dict[str, Any]]) -> None:
     def names(run: str) -> Counter[str]:
         files = (file.relative_to(folder / run) for file in (folder / run).rglob("*") if file.is_file())
         return Counter("events" if "tfevents" in file.name else str(file) for file in files)
 
     assert names("sft-one") == names("sft-two")
+    # By rank 0 alone, once an epoch.
+    assert results[0]["exports"].count("sft-two/last") == 2
+    assert results[1]["exports"] == []
     one, two = ((folder / run / "metrics.jsonl").read_text().splitlines() for run in ("sft-one", "sft-two"))
     assert len(one) == len(two)
     assert len(torch.load(folder / "sft-two/checkpoints/last.ckpt", weights_only=True)["rng"]) == 2

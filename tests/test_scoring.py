@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lit_rerank import scoring
 from lit_rerank.attention import packed_attention
 from lit_rerank.backbone import BackboneSettings, LoraSettings, load_backbone, load_model
 from lit_rerank.cache import Cache
@@ -231,6 +232,47 @@ def test_compiled_layers_read_rows_of_few_lengths(tiny_model: Path) -> None:
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert lengths == [512, 256, 256, 512]
     assert graphs[0] < graphs[1] == graphs[3]  # other layouts of the same length are no reason to compile anew
+
+
+def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, called = [0], [0]
+    plainly = torch.nn.Module.compile
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        compiled[0] += 1
+
+        def run(*args: Any) -> Any:
+            called[0] += 1
+            return graph(*args)
+
+        return run
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plainly(self, backend=count, **options))
+    monkeypatch.setattr(scoring, "COMPILED_LENGTH", 4)  # 16 lengths up to 64 tokens, 40 up to 512
+    torch._dynamo.reset()
+    lora = LoraSettings(r=2, target_modules=["q_proj"])
+    model = load_backbone(BackboneSettings(str(tiny_model), lora=lora, compile=True))
+    del model.base_model.model.model.layers[1:]  # they are alike
+
+    def read(tokens: int, learn: bool) -> int:
+        """How many compiled graphs ran."""
+        packer, before = Packer(), called[0]
+        packer.ask(packer.trunk(tuple(i % VOCABULARY for i in range(tokens))), tokens, 9)
+        with torch.set_grad_enabled(learn):
+            answer = token_logps(model.train(learn), packer.pack())
+        if learn:
+            answer.sum().backward()
+        return called[0] - before
+
+    lengths = sorted({compiled_length(tokens) for tokens in range(1, 513)})
+    assert len(lengths) == 40
+    first = {(length, learn): read(length, learn) for length in lengths for learn in (True, False)}
+    assert min(first.values()) >= 1
+    before = compiled[0]
+    assert before >= 2 * len(lengths)
+    assert {(length, learn): read(length - 1, learn) for length, learn in first} == first
+    assert compiled[0] == before  # nothing is compiled twice, and nothing runs uncompiled
+    torch._dynamo.reset()
 
 
 def test_the_head_sees_each_place_once_and_is_left_as_it_was(tiny_model: Path) -> None:

@@ -18,6 +18,7 @@ from data_modules.sources.corpus import DocumentsSource, QueriesSource
 from data_modules.sources.detect import open_candidates
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.general_text import DocumentsSource as TextSource
+from lit_rerank.questions import QuestionsSource
 from tests.fuzz.inputs import dumped, fuzz, lines, mangled, mutated, survives, written
 from tests.sources.test_broken_lines import AB, READERS, Reader
 from tests.tiny import tiny_tokenizer
@@ -27,6 +28,9 @@ MORE = {
     "documents": Reader(DocumentsSource, {"_id": "a", "title": "T", "text": "A"}),
     "queries": Reader(QueriesSource, {"qid": "q1", "text": "Q"}),
     "choices": Reader(lambda path, on_error: _skipping(ChoicesSource(path), on_error), CHOICES | {"malformed": False}),
+    "questions": Reader(
+        QuestionsSource, {"subject": "S", "question": "Q", "choices": ["a", "b", "c", "d"], "answer": 1}
+    ),
     "general text": Reader(lambda path, on_error: _skipping(TextSource(path), on_error), {"text": "A"}),
     "any candidates": Reader(
         lambda path, on_error: _skipping(open_candidates(path), on_error),

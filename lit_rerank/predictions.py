@@ -1,0 +1,160 @@
+"""`predict` over many lists, processes and nodes: rankings are kept as they come, and made one TREC run at the end."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from data_modules.base import RankingDataModule
+from data_modules.records import RankingRecord
+from data_modules.trec import write_run
+from lit_rerank.backbone import trainable_parameters
+from lit_rerank.errors import UserError
+from lit_rerank.metrics import Run, gather
+from lit_rerank.modules import RerankModule
+from lit_rerank.reference import identity
+from lit_rerank.sharding import whole_weights
+
+Ranked = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A list that was ranked: a line of a part file.
+
+    Attributes:
+        key: what model ranked what candidates (see `key_of`).
+        run: (docid, score), best first.
+    """
+
+    qid: str
+    key: str
+    run: Ranked
+
+
+class RunWriter(L.Callback):
+    """`predict` writes its rankings to `<run>/run.txt`, a TREC run.
+
+    Each process appends what it has ranked to a file in `<run>/run.parts`. A run that finds parts there, of however
+    many processes, ranks what they lack; a ranking counts only where weights, prompt, windows and candidates are those
+    that it came from. In the end rank 0 makes one run of all, and the parts are removed. The nodes must share the
+    run folder.
+
+    Args:
+        tag: the run's last column.
+    """
+
+    def __init__(self, tag: str = "lit-rerank") -> None:
+        self.tag = tag
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if stage == "predict" and isinstance(data, RankingDataModule):
+            self.folder = Path(trainer.default_root_dir) / "run.parts"
+            self.file = self.folder / f"{trainer.global_rank:05d}.jsonl"
+            self.written: list[str] = []
+            data.unranked = lambda records: self._unranked(trainer, cast(RerankModule[Any], pl_module), records)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.predict_loop.return_predictions = False  # a large set's would fill the memory
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Run, batch: Sequence[RankingRecord], *args: Any
+    ) -> None:
+        parts = [Part(record.qid, key_of(record, self.made_by), [*outputs[record.qid]]) for record in batch]
+        with self.file.open("a") as file:
+            file.writelines(json.dumps(asdict(part)) + "\n" for part in parts)
+        self.written += [part.qid for part in parts]
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        written = {qid for qids in gather(self.written) for qid in qids}
+        if trainer.is_global_zero:
+            self._merge(cast(RankingDataModule[Any], trainer.datamodule), written)  # type: ignore[attr-defined]
+        trainer.strategy.barrier("run.txt")
+
+    def _unranked(self, trainer: L.Trainer, module: RerankModule[Any], records: Iterable[RankingRecord]) -> list[int]:
+        """The numbers of the records that no earlier run has ranked; rank 0 looks, and tells all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers: list[int] = []
+        self.made_by = fingerprint(module, str(trainer.precision))
+        self.kept: dict[str, Ranked] = {}
+        if trainer.is_global_zero:
+            parts = read_parts(self.folder)
+            for number, record in enumerate(records):
+                part = parts.get(record.qid)
+                if part is not None and part.key == key_of(record, self.made_by):
+                    self.kept[record.qid] = part.run
+                else:
+                    numbers.append(number)
+            if parts:
+                total = len(self.kept) + len(numbers)
+                rank_zero_info(f"{len(self.kept)} of {total} lists were ranked by an earlier run: they are kept")
+        self.made_by, numbers = trainer.strategy.broadcast((self.made_by, numbers))
+        cut_unfinished_line(self.file)
+        return numbers
+
+    def _merge(self, data: RankingDataModule[Any], written: set[str]) -> None:
+        """Make the run of what was kept and what was written, in the order of the candidates."""
+        found = {qid: part.run for qid, part in read_parts(self.folder).items() if qid in written}
+        if len(found) < len(written):
+            raise UserError(
+                f"{self.folder} lacks the rankings of {len(written) - len(found)} queries: trainer.default_root_dir "
+                "must be a folder that all nodes share; put their parts there and start predict again"
+            )
+        ranked, qids = self.kept | found, data.records["candidates"]["qid"]
+        path = self.folder.with_name("run.txt")
+        write_run({qid: ranked[qid] for qid in qids if qid in ranked}, path, self.tag)
+        if len(ranked) == len(qids):
+            shutil.rmtree(self.folder)
+        else:
+            rank_zero_info(f"{path} holds {len(ranked)} of {len(qids)} lists; predict goes on from there")
+
+
+def fingerprint(module: RerankModule[Any], precision: str) -> str:
+    """A hash of all that rankings depend on but the candidates: weights, prompt and windows; all processes must ask."""
+    reranking = {name: getattr(module.reranking, name) for name in ("window", "stride", "depth", "top_k", "decode")}
+    backbone = (identity(module.backbone.model), module.backbone.load_in_4bit, module.backbone.dtype, precision)
+    digest = hashlib.blake2b(json.dumps([backbone, asdict(module.prompt), reranking]).encode(), digest_size=16)
+    # Those of an adapter or a checkpoint, wherever it lay.
+    for name, weight in (whole_weights(module.model) or trainable_parameters(module.model)).items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def key_of(record: RankingRecord, made_by: str) -> str:
+    """A hash of a query, its candidates, and what ranks them."""
+    shown = [made_by, record.qid, record.query, [(passage.docid, passage.text) for passage in record.passages]]
+    return hashlib.blake2b(json.dumps(shown).encode(), digest_size=16).hexdigest()
+
+
+def read_parts(folder: Path) -> dict[str, Part]:
+    """What the part files of a folder hold, by qid; a line that was not finished is not there."""
+    return {part.qid: part for file in sorted(folder.glob("*.jsonl")) for part in _lines(file)}
+
+
+def _lines(file: Path) -> Iterator[Part]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                continue  # whoever wrote it was stopped
+            try:
+                part = Part(**json.loads(line))
+                yield Part(part.qid, part.key, [(docid, score) for docid, score in part.run])
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{file}:{number}: not a ranking that predict has kept ({error}): delete it") from None
+
+
+def cut_unfinished_line(file: Path) -> None:
+    """Whoever wrote it was stopped within a line: the next must not go on there."""
+    if file.exists():
+        whole = file.read_bytes()
+        with file.open("r+b") as opened:
+            opened.truncate(whole.rfind(b"\n") + 1)

@@ -1,0 +1,116 @@
+"""`run.json`: what a run was made of, to be told apart and made again later."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data_modules.base import RankingDataModule
+
+NAME = "run.json"
+PACKAGES = ("lit-rerank", "torch", "lightning", "transformers", "tokenizers", "peft", "bitsandbytes", "datasets")
+
+
+def run_record(config: Mapping[str, Any], data: RankingDataModule[Any] | None, processes: int) -> dict[str, Any]:
+    """Configuration, seed, versions, state of the code, machine, and what the data was."""
+    return {
+        "seed": config.get("seed_everything"),
+        "versions": versions(),
+        "git": git_state(),
+        "machine": machine(processes),
+        "data": {} if data is None else manifest(config, data),
+        "config": config,
+    }
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `<run>/run.json`; the file is put in place once it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{NAME}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(folder / NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def add_to_record(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Add what became known later."""
+    if (folder / NAME).is_file():
+        write_record(folder, json.loads((folder / NAME).read_text()) | {name: figures})
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of what decides about numbers; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_state(file: Path = Path(__file__)) -> dict[str, Any] | None:
+    """Commit of the checkout that a file belongs to, and whether tracked files differ from it; None: it is in none."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # an installed copy may lie in a checkout of something else
+        return {"commit": git("rev-parse", "HEAD"), "dirty": git("status", "--porcelain", "--untracked-files=no") != ""}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine(processes: int) -> dict[str, Any]:
+    """Where it ran; of several nodes, this is rank 0's."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus, "processes": processes}
+
+
+def manifest(config: Mapping[str, Any], data: RankingDataModule[Any]) -> dict[str, dict[str, Any]]:
+    """For each source: its class, its files (bytes and SHA-256), how many records it gave and lines it left out."""
+    settings = config["data"]["init_args"]
+    sources = {**data.sources, "replay": data.replay}
+    described = {}
+    for name, rows in data.records.items():
+        skipped = getattr(sources[name], "skipped", [])
+        described[name] = {
+            "source": type(sources[name]).__name__,
+            "files": {str(path): describe(path) for path in _paths(settings[name])},
+            "records": len(rows),
+            "skipped": len(skipped),
+            "first_skipped": skipped[0] if skipped else None,
+        }
+    return described
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256: of a file's content, or of a directory's list of files with their sizes."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+    listed = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return {"bytes": sum(sizes.values()), "files": len(sizes), "sha256": listed}
+
+
+def _paths(settings: Any) -> Iterator[Path]:
+    """The files and directories that a source's settings name."""
+    if isinstance(settings, Mapping):
+        settings = [value for name, value in settings.items() if name != "class_path"]
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _paths(value)
+    elif isinstance(settings, str) and settings and Path(settings).expanduser().exists():
+        yield Path(settings).expanduser()

@@ -1,0 +1,251 @@
+"""What a run says of itself: run.json, the size of a step, a dry run, and what to change without memory."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+from lit_rerank.errors import out_of_memory
+from lit_rerank.run_record import describe, git_state, versions
+from tests.training import CONFIGS, command, figures, train_in, write_data
+
+STEPS = ("--trainer.max_steps=6", "--data.init_args.batch_size=2", "--trainer.accumulate_grad_batches=2")
+TAG = "run/text_summary"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_data(tmp_path_factory.mktemp("operations"), train=8, val=2, candidates=3)
+    with (folder / "data" / "train.jsonl").open("a") as file:
+        file.write('{"qid": "broken"}\n')
+    return folder
+
+
+def fit(folder: Path, model: Path, run: str, *more: str) -> None:
+    skip = "--data.init_args.train.init_args.on_error=skip"
+    train_in(folder, command("sft", "lora", "permutations", run, skip, *STEPS, *more, model=model))
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tiny_model: Path) -> Path:
+    fit(folder, tiny_model, "run", f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--seed_everything=5")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def record(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
+
+
+def test_a_run_knows_what_it_was_made_of(record: dict[str, Any], tiny_model: Path) -> None:
+    assert record["seed"] == record["config"]["seed_everything"] == 5
+    assert record["config"]["model"]["init_args"]["backbone"]["model"] == str(tiny_model)
+    assert record["config"]["trainer"]["max_steps"] == 6
+    assert record["versions"] == versions()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["git"] == git_state()
+    assert record["machine"]["processes"] == 1
+
+
+def test_a_run_knows_its_data(record: dict[str, Any], folder: Path) -> None:
+    data = record["data"]
+    counts = {name: (source["records"], source["skipped"]) for name, source in data.items()}
+    assert counts == {"train": (8, 1), "val": (2, 0), "candidates": (3, 0), "replay": (5, 0)}
+    assert data["train"]["first_skipped"].startswith("data/train.jsonl:9: ")
+    files = {"train": ["train.jsonl"], "candidates": ["val.candidates.jsonl", "val.qrels.txt"]}
+    for name, expected in files.items():
+        assert set(data[name]["files"]) == {f"data/{file}" for file in expected}
+        for path, described in data[name]["files"].items():
+            content = (folder / path).read_bytes()
+            assert described == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert data["train"]["source"] == "JsonlSource"
+
+
+def test_tensorboard_shows_the_same(run: Path, record: dict[str, Any]) -> None:
+    events = EventAccumulator(str(run), size_guidance={TENSORS: 0})
+    events.Reload()
+    shown = json.loads(events.Tensors(TAG)[0].tensor_proto.string_val[0])
+    assert shown == {name: value for name, value in record.items() if name != "step"}
+
+
+def test_a_step_is_measured(run: Path, record: dict[str, Any]) -> None:
+    step = record["step"]
+    assert step["examples_a_step"] == 4 == step["batch_size"] * step["accumulate_grad_batches"] * step["processes"]
+    assert step["steps"] == 6
+    assert 0 < step["trained_parameters"] < step["parameters"]
+    rows = figures(run)
+    assert len(rows) == 6
+    assert 400 < step["tokens_a_step"] < 8000
+    assert step["tokens_per_s"] == pytest.approx(step["tokens_a_step"] / step["seconds_a_step"], rel=0.01)
+    assert step["seconds_left_at_first"] == pytest.approx(2 * step["seconds_a_step"], abs=0.1)
+
+
+def test_the_start_is_said(folder: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(folder, tiny_model, "said", "--trainer.limit_val_batches=0")
+    assert "in 6 steps of 4 examples (batch_size 2 x accumulate_grad_batches 2 x processes 1)" in caplog.text
+    assert "tokens a step, " in caplog.text
+    assert "left without validation: until 2" in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_dry_run_reads_and_trains_nothing(
+    folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    more = ["--dry_run", "--data.init_args.train.init_args.on_error=skip", *STEPS]
+    train_in(folder, command("sft", "lora", "permutations", f"dry-{stage}", *more, model=tiny_model, stage=stage))
+    assert [file.name for file in (folder / f"dry-{stage}").iterdir()] == ["dry_run.json"]
+    found = json.loads((folder / f"dry-{stage}" / "dry_run.json").read_text())
+    said = capsys.readouterr().out
+    assert all(name in said for name in found)
+    assert found["candidates.records"] == 3
+    assert found["candidates.prompt_tokens"] > 50
+    assert ("val.batch.tokens" in found) == (stage in ("fit", "validate"))
+    if stage == "fit":
+        assert found["train.records"] == found["examples_an_epoch"] == 8
+        assert found["examples_a_step"] == 4
+        assert found["steps"] == 6
+        assert found["batch.longest_example"] < found["batch.tokens"] < 2 * found["batch.longest_example"]
+        assert found["batch.loss"] > 0
+
+
+def test_a_dry_run_leaves_an_earlier_run_alone(
+    folder: Path, tiny_model: Path, run: Path, record: dict[str, Any]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    fit(folder, tiny_model, "run", "--dry_run", "--ckpt_path=run/checkpoints/last.ckpt")
+    after = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    assert after == before | {run / "dry_run.json": after[run / "dry_run.json"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--data.init_args.train.init_args.path=none.jsonl"], "none.jsonl does not exist"),
+        (["--model.init_args.backbone.adapter=./none"], "./none"),
+        (["--data.init_args.candidates=null"], "no list of data.candidates has judgements"),
+        (["--model.init_args.prompt.max_length=60"], "exceed the context of 60"),
+        (["--ckpt_path=none.ckpt"], "Checkpoint file not found: none.ckpt"),
+        (["--ckpt_path=run/checkpoints/last.ckpt", "--model.init_args.backbone.lora.r=3"], "of another backbone"),
+        (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "set trainer.max_epochs or trainer.max_steps"),
+    ],
+    ids=["no data", "no adapter", "nothing to measure", "too long", "no checkpoint", "other checkpoint", "endless"],
+)
+def test_a_dry_run_finds_what_is_wrong(
+    folder: Path, tiny_model: Path, run: Path, more: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fit(folder, tiny_model, "wrong", "--dry_run", *more)
+    assert str(stopped.value.code).startswith("error: ")
+    assert expected in str(stopped.value.code)
+
+
+def test_dpo_and_four_bits_run_dry(folder: Path, tiny_model: Path, run: Path) -> None:
+    more = ["--dry_run", "--model.init_args.backbone.adapter=run/adapter", "--data.init_args.negatives=sampled:1"]
+    skip = "--data.init_args.train.init_args.on_error=skip"
+    train_in(folder, command("dpo", "qlora", "preferences", "dry-dpo", skip, *more, model=tiny_model))
+    found = json.loads((folder / "dry-dpo" / "dry_run.json").read_text())
+    assert found["batch.loss"] == pytest.approx(0.6931, abs=1e-3)  # policy and reference are the same
+    record = json.loads((run / "run.json").read_text())
+    assert found["parameters"] == record["step"]["parameters"] + record["step"]["trained_parameters"]  # the reference's
+
+
+class Greedy(L.Callback):
+    """Asks for more memory than there is, in training or in predict."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        torch.empty(2**55, dtype=torch.uint8)
+
+    on_predict_batch_start = on_train_batch_start
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "advice"),
+    [
+        (
+            "fit",
+            ["--data.init_args.batch_size=8"],
+            "--data.init_args.batch_size=4 (it is 8) --trainer.accumulate_grad_batches=2 (it is 1)",
+        ),
+        ("fit", ["--data.init_args.batch_size=1"], "--data.init_args.augmentation.max_size (it is 20)"),
+        ("fit", [], "--model.init_args.backbone.load_in_4bit=true"),
+        ("fit", [], "--model.init_args.backbone.gradient_checkpointing=true"),
+        ("predict", [], "--model.init_args.reranking.max_batch_tokens=10000 (it is 20000)"),
+    ],
+)
+def test_without_memory_the_settings_to_change_are_named(
+    folder: Path, tiny_model: Path, stage: str, more: list[str], advice: str
+) -> None:
+    greedy = [f"--trainer.callbacks+={Greedy.__module__}.{Greedy.__name__}", "--trainer.num_sanity_val_steps=0"]
+    skip = "--data.init_args.train.init_args.on_error=skip"
+    args = command("sft", "lora", "permutations", "greedy", skip, *greedy, *more, model=tiny_model, stage=stage)
+    with pytest.raises(SystemExit) as stopped:
+        train_in(folder, args)
+    message = str(stopped.value.code)
+    assert message.startswith("error: out of memory: ")
+    assert advice in message
+    assert "\n" not in message
+
+
+def allocate() -> None:
+    torch.empty(2**55, dtype=torch.uint8)
+
+
+def list_without_end() -> None:
+    bytearray(2**62)
+
+
+def test_without_memory_for_the_weights(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **options: allocate())
+    expected = r"^error: out of memory: .*The weights alone are too many: --model.init_args.backbone.dtype=bfloat16"
+    with pytest.raises(SystemExit, match=expected):
+        fit(folder, tiny_model, "greedy")
+
+
+@pytest.mark.parametrize("ask", [allocate, list_without_end])
+def test_want_of_memory_is_known(ask: Callable[[], None]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        ask()
+    assert out_of_memory(raised.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not out_of_memory(RuntimeError("a defect"))
+
+
+def test_the_state_of_a_checkout(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    code = tmp_path / "package" / "code.py"
+    code.parent.mkdir()
+    code.write_text("1\n")
+    assert git_state(code) is None  # in no checkout
+    git("init", "-q")
+    assert git_state(code) is None  # as where it is installed into a .venv in a checkout of something else
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert git_state(code) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "new.txt").write_text("untracked")
+    assert git_state(code) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    code.write_text("2\n")
+    assert git_state(code) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_a_directory_is_told_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.parquet").write_bytes(b"12345")
+    before = describe(tmp_path)
+    assert (before["bytes"], before["files"]) == (5, 1)
+    (tmp_path / "sub" / "b.parquet").write_bytes(b"1")
+    after = describe(tmp_path)
+    assert (after["bytes"], after["files"]) == (6, 2)
+    assert after["sha256"] != before["sha256"]
