@@ -1,6 +1,7 @@
 # `make` lists the targets. PYTHON is the interpreter that `make setup` builds .venv with; PYTEST_ARGS
 # goes to pytest (make test PYTEST_ARGS='-k model -x'); DATA holds the teacher windows of TREC DL, LISTS its
-# candidate lists, CRANFIELD and MMLU those collections; ADAPTER is a trained one.
+# candidate lists, CRANFIELD and MMLU those collections; ADAPTER is a trained one; FAULTS names some of those of make
+# test-faults.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOGDIR ?= runs
@@ -9,6 +10,7 @@ LISTS ?= $(DATA)
 CRANFIELD ?= $(DATA)/cranfield
 MMLU ?= $(DATA)/mmlu
 ADAPTER ?=
+FAULTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,11 +22,11 @@ RESULTS := results results-base results-likelihood results-direct results-chain 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test bench-train bench-rerank check-decoding \
-	tensorboard wheel clean
+.PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test test-faults bench-train bench-rerank \
+	bench-stream check-decoding check-streaming tensorboard wheel clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Create .venv and install the project into it, editable, at the tested versions
 
@@ -74,6 +76,9 @@ lint: $(STAMP) ## Check style, formatting and types
 test: $(STAMP) lucene $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-faults: $(STAMP) ## Kill trainings at random moments, resume and compare them: runs/faults.json (2 cores: some 20 minutes)
+	$(BIN)/python -m tests.faults $(FAULTS)
+
 bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physical limit (DATA=folder: docs/data.md)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.train --data $(DATA)
@@ -81,8 +86,14 @@ bench-train: $(STAMP) $(MODEL)/config.json ## Training beside TRL and the physic
 bench-rerank: $(STAMP) $(MODEL)/config.json ## Decoding beside generation and the physical limit (DATA, LISTS)
 	$(BIN)/python -m benchmarks.rerank --data $(DATA) --candidates $(LISTS)/dl21.bm25.top100.jsonl.gz
 
+bench-stream: $(STAMP) $(MODEL)/config.json ## Streamed tokens a second beside those from memory (DATA)
+	$(BIN)/python -m benchmarks.stream --data $(DATA)
+
 check-decoding: $(STAMP) $(MODEL)/config.json ## Forced-text decoding against generate, on 200 windows (DATA, ADAPTER)
 	$(BIN)/python -m scripts.check_decoding --data $(DATA) $(if $(ADAPTER),--adapter $(ADAPTER))
+
+check-streaming: $(STAMP) $(MODEL)/config.json ## 100,000 streamed records, 2 processes x 2 workers: each once, flat memory
+	$(BIN)/python -m scripts.check_streaming
 
 tensorboard: $(STAMP) ## Show the logs of the runs in runs/ (or LOGDIR=folder)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

@@ -1,9 +1,7 @@
 """What the two data modules share: sources into `datasets`, loaders, and the candidates to rerank."""
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
@@ -11,22 +9,29 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from data_modules.records import Passage, RankingRecord
-from data_modules.replay import WithReplay
-from data_modules.sources.base import Source
+from data_modules.mixture import Mixture, quotas
+from data_modules.records import RankingRecord
+from data_modules.replay import Conversations, WithReplay
+from data_modules.rows import to_record, to_row
+from data_modules.sources.base import Row, Source
 from data_modules.sources.messages import MessagesSource
-from data_modules.sources.preferences import PreferencePair
+from data_modules.sources.mixed import MixedSource
+from data_modules.sources.shards import ShardsSource
+from data_modules.stream import UNKNOWN, Part, Passes, Stream, StreamSampler
 from data_modules.trec import check_writable
 from data_modules.windows import CHARACTERS_PER_TOKEN, Augmentation, BucketSampler, EpochSampler, generator
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.replay import ConversationEncoder
+from lit_rerank.sigterm import outlive_sigterm
 
 if TYPE_CHECKING:
     import datasets
 
 Example = TypeVar("Example")
+
+STAGES = {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}  # else the candidates alone
 
 MAX_WORKERS = 512
 PASSAGE_TOKENS = 100  # where passages are not cut; roughly
@@ -44,6 +49,9 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         tokenizer: Hugging Face id or directory; linked to the model's by train.py.
         prompt: linked to the model's by train.py.
         augmentation: how windows are drawn from records.
+        streaming: read `train` while it is used, which must be a `ShardsSource` or a `MixedSource` of such: memory does
+            not depend on how many records there are.
+        shuffle_buffer: so many records are shuffled together where they are streamed, in each process that loads.
         choices: learn from the first so many choices of a teacher only; null: from all.
         batch_size: examples of a training step on one process.
         val_batch_size: windows or candidate lists of a validation step.
@@ -62,6 +70,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         tokenizer: str = "",
         prompt: PromptSettings | None = None,
         augmentation: Augmentation | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
         choices: int | None = None,
         batch_size: int = 8,
         val_batch_size: int = 8,
@@ -78,6 +88,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(
                 f"data.replay_share is {replay_share}; it must be above 0 and below 1, a share of all examples"
             )
+        if shuffle_buffer < 1:
+            raise UserError(f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1 record")
         if not 0 <= num_workers <= MAX_WORKERS:
             raise UserError(
                 f"data.num_workers is {num_workers}; 0 loads in the training process itself, {MAX_WORKERS} are the most"
@@ -89,9 +101,15 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.augmentation = augmentation or Augmentation()
         self.choices, self.seed = choices, seed
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.records: dict[str, datasets.Dataset] = {}
         # Which candidate lists predict is still to rank, by their numbers; None: all.
         self.unranked: Callable[[Iterable[RankingRecord]], Sequence[int]] | None = None
+        self.sizes: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own."""
+        return vars(self) | {"trainer": None, "records": {}, "unranked": None}
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
@@ -103,22 +121,36 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         passages = size * (self.prompt.max_passage_tokens or PASSAGE_TOKENS)
         return passages + self.encoder.completion_length(size, self.choices)
 
+    def prepare_data(self) -> None:
+        """Compare shards with their manifests, once on each machine."""
+        for shards in self._prepared(self.trainer.state.fn if self.trainer else "fit"):
+            shards.check_content()
+
     def setup(self, stage: str) -> None:
         name, trust = self.tokenizer, self.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
-        for name in {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}.get(
-            stage, ("candidates",)
-        ):
-            if name not in self.records and self.sources[name] is not None:
-                self.records[name] = _load(name, self.sources[name])  # type: ignore[arg-type]
+        for shards in self._prepared(stage):
+            shards.check()
+            if shards.manifest is not None:
+                shards.manifest.check_encoder(self.encoder, shards.path)
+        for name in STAGES.get(stage, ("candidates",)):
+            source = self.sources[name]
+            if name not in self.records and source is not None and not (name == "train" and self.streaming):
+                self.records[name], self.sizes[name] = _load(name, source)
         if stage == "fit" and self.replay is not None and "replay" not in self.records:
-            self.records["replay"] = _load("replay", self.replay)
+            self.records["replay"], _ = _load("replay", self.replay)
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
             unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
             if self.is_judged and unjudged:
                 names = " ".join(unjudged[:20]) + (" ..." if len(unjudged) > 20 else "")
                 rank_zero_info(f"candidates: {len(unjudged)} lists have no judgement and do not count: {names}")
+
+    def _prepared(self, stage: str | None) -> list[ShardsSource]:
+        """The folders of shards that a stage reads."""
+        sources = [self.sources[name] for name in STAGES.get(stage or "", ("candidates",))]
+        parts = [part for source in sources if source is not None for part in _parts(source)]
+        return [part for part in parts if isinstance(part, ShardsSource)]
 
     @property
     def is_judged(self) -> bool:
@@ -128,15 +160,71 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def train_dataloader(self) -> Any:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
-        examples: Any = _Examples(self, "train", self.augmentation.windows_per_record)
-        if self.replay is not None:
-            encoder, skip = ConversationEncoder(self.encoder), self.replay.on_error == "skip"
-            examples = WithReplay(examples, self.records["replay"], encoder, self.replay_share, skip, self.seed)
         processes, rank, epoch = self._place()
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        sampler = BucketSampler(examples, processes, rank, self.seed, self.batch_size, accumulate)
+        sampler: EpochSampler
+        if self.streaming:
+            examples: Any = self._stream(processes, rank)
+            sampler, batch_size = StreamSampler(examples), None
+        else:
+            examples, batch_size = self._examples(), self.batch_size
+            sampler = BucketSampler(examples, processes, rank, self.seed, batch_size, self._accumulated)
         sampler.set_epoch(epoch)  # of a resumed run, whose loader goes on before Lightning sets it
-        return StatefulDataLoader(examples, **self._loading(sampler, self.batch_size))
+        return StatefulDataLoader(examples, **self._loading(sampler, batch_size))
+
+    def _examples(self) -> Any:
+        """Those of an epoch, in memory."""
+        source = self.sources["train"]
+        weights = source.weights if isinstance(source, MixedSource) else None
+        examples = _Examples(self, "train", self.augmentation.windows_per_record, weights)
+        return examples if self.replay is None else WithReplay(examples, self._conversations, self.replay_share)
+
+    def _stream(self, processes: int, rank: int) -> Stream:
+        """The batches of one process, read while they are used."""
+        source, per_record = self.sources["train"], self.augmentation.windows_per_record
+        shards = _shards(source)
+        weights = source.weights if isinstance(source, MixedSource) else None
+        sizes = [sum(count or 0 for count in part.counts) for part in shards]
+        known = all(part.manifest is not None for part in shards)
+        if known:
+            taken = quotas(sizes, weights)
+            for part in (part for part, size in zip(shards, sizes, strict=True) if not size):
+                raise UserError(f"{part.path} holds no record")
+        else:
+            weights = weights or [1.0] * len(shards)
+            taken = quotas(sizes, weights, processes * self._records_of_run(shards))
+        first = [sum(sizes[:i]) if known else i * UNKNOWN**2 for i in range(len(shards))]
+        parts = [
+            Part(Passes(part, self.example, per_record, index, self.seed), quota, per_record, apart=not known)
+            for part, index, quota in zip(shards, first, taken, strict=True)
+        ]
+        if self.replay is not None:
+            conversations = self._conversations
+            parts.append(Part(conversations, conversations.quota(sum(taken) * per_record, self.replay_share)))
+        return Stream(parts, processes, rank, self.batch_size, self.shuffle_buffer, self.seed)
+
+    def _records_of_run(self, shards: Sequence[ShardsSource]) -> int:
+        """How many records a process needs for all steps."""
+        unknown = next(part.path for part in shards if part.manifest is None)
+        if self.trainer is None or self.trainer.max_steps < 1:
+            raise UserError(
+                f"{unknown} has no manifest.json, so nobody knows how long an epoch is: set trainer.max_steps, or "
+                "prepare it with python -m data_modules.prepare"
+            )
+        if len(shards) > 1 and not getattr(self.sources["train"], "weights", None):
+            raise UserError(
+                f"{unknown} has no manifest.json, so nobody knows its share: set the weights of MixedSource"
+            )
+        examples = self.trainer.max_steps * self._accumulated * self.batch_size
+        return -(-examples // self.augmentation.windows_per_record)
+
+    @property
+    def _accumulated(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    @property
+    def _conversations(self) -> Conversations:
+        skip = self.replay is not None and self.replay.on_error == "skip"
+        return Conversations(self.records["replay"], ConversationEncoder(self.encoder), skip, self.seed)
 
     def val_dataloader(self) -> list[Any]:
         loaders = [self._plain_loader(_Examples(self, "val", 1))] if "val" in self.records else []
@@ -165,13 +253,14 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         trainer = self.trainer
         return (trainer.world_size, trainer.global_rank, trainer.current_epoch) if trainer else (1, 0, 0)
 
-    def _loading(self, sampler: EpochSampler, batch_size: int) -> dict[str, Any]:
+    def _loading(self, sampler: EpochSampler, batch_size: int | None) -> dict[str, Any]:
         """What all loaders have in common."""
         return {
             "batch_size": batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
             "collate_fn": Batch,
+            "worker_init_fn": outlive_sigterm,
             "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
         }
 
@@ -201,26 +290,34 @@ class Batch(Generic[Example]):
 class _Examples(Dataset[Any]):
     """The examples drawn from one source, by (epoch, index)."""
 
-    def __init__(self, module: RankingDataModule[Any], name: str, per_record: int) -> None:
+    def __init__(
+        self, module: RankingDataModule[Any], name: str, per_record: int, weights: Sequence[float] | None = None
+    ) -> None:
         if name not in module.records:
             raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
         self.module, self.rows, self.per_record = module, module.records[name], per_record
+        self.mixture = Mixture(module.sizes[name], weights, module.seed)
         self.sizes = _sizes(self.rows)
 
     def __len__(self) -> int:
-        return len(self.rows) * self.per_record
+        return len(self.mixture) * self.per_record
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
+        number, done, index = self._drawn(key)
+        return self.module.example(self.rows[number], done, index)
+
+    def _drawn(self, key: tuple[int, int]) -> tuple[int, int, int]:
+        """The record's number, and by which (pass, index) its window is drawn."""
         epoch, index = key
-        return self.module.example(self.rows[index // self.per_record], epoch, index)
+        done, number = self.mixture.record(epoch, index // self.per_record)
+        return number, done, number * self.per_record + index % self.per_record
 
     def length(self, key: tuple[int, int]) -> int:
-        epoch, index = key
-        number = index // self.per_record
+        number, done, index = self._drawn(key)
         if self.sizes is None:
             pair = self.rows[number]
             return sum(len(pair[part]) for part in ("prompt", "chosen", "rejected")) // CHARACTERS_PER_TOKEN
-        return self.module.window_length(self.sizes[number], epoch, index)
+        return self.module.window_length(self.sizes[number], done, index)
 
 
 def _sizes(rows: "datasets.Dataset") -> list[int] | None:
@@ -248,37 +345,37 @@ class _Candidates(Dataset[RankingRecord]):
         return to_record(self.rows[key[1]])
 
 
-def _load(name: str, source: Source) -> "datasets.Dataset":
-    """A source's records as an Arrow table; what it left out is reported."""
+def _parts(source: Source) -> Sequence[Source]:
+    """What is mixed, or the source itself."""
+    return source.sources if isinstance(source, MixedSource) else [source]
+
+
+def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
+    """A source's records as an Arrow table, and how many each part of it has; what was left out is reported."""
     import datasets
 
-    rows = [_to_row(record) for record in source]
-    if source.skipped:
-        rank_zero_info(f"{name}: {len(source.skipped)} lines skipped, the first: {source.skipped[0]}")
+    rows: list[Row] = []
+    sizes: list[int] = []
+    for part in _parts(source):
+        rows += map(to_row, part)
+        sizes.append(len(rows) - sum(sizes))
+        if part.skipped:
+            rank_zero_info(f"{name}: {len(part.skipped)} lines skipped, the first: {part.skipped[0]}")
     if not rows:
         raise UserError(f"data.init_args.{name}: the source holds no record")
-    return datasets.Dataset.from_list(rows)
+    if 0 in sizes and getattr(source, "weights", None):
+        raise UserError(f"data.init_args.{name}: source {sizes.index(0) + 1} of the mixture holds no record")
+    return datasets.Dataset.from_list(rows), sizes
 
 
-def _to_row(record: Any) -> dict[str, Any]:
-    row = asdict(record)
-    if isinstance(record, PreferencePair):
-        row["prompt"] = json.dumps(record.prompt)  # text or messages, and a column has one type
-    if isinstance(record, RankingRecord) and record.qrels is not None:
-        row["qrels"] = [{"docid": docid, "grade": grade} for docid, grade in record.qrels.items()]
-    return row
-
-
-def to_record(row: Mapping[str, Any]) -> RankingRecord:
-    """A row of the table as the record it was made from."""
-    if "passages" not in row:
-        raise UserError("ready-made pairs are for PreferenceDataModule's train and val; here rankings are needed")
-    qrels: Sequence[Mapping[str, Any]] | None = row["qrels"]
-    return RankingRecord(
-        qid=row["qid"],
-        query=row["query"],
-        passages=tuple(Passage(**passage) for passage in row["passages"]),
-        permutation=None if row["permutation"] is None else tuple(row["permutation"]),
-        choices=row["choices"],
-        qrels=None if qrels is None else {judged["docid"]: judged["grade"] for judged in qrels},
-    )
+def _shards(source: Source | None) -> list[ShardsSource]:
+    """A source's parts, which are to be streamed."""
+    if source is None:
+        raise UserError("data.init_args.train is not set: there is nothing to train on")
+    parts = [part for part in _parts(source) if isinstance(part, ShardsSource)]
+    if len(parts) < len(_parts(source)):
+        raise UserError(
+            "data.streaming reads shards: set data.init_args.train to data_modules.sources.ShardsSource (or a "
+            "MixedSource of them), with the folder that python -m data_modules.prepare makes of your source"
+        )
+    return parts

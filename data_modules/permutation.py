@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_modules.base import RankingDataModule, to_record
+from data_modules.base import RankingDataModule
+from data_modules.rows import to_record
 from data_modules.windows import generator
 from lit_rerank.encoding import EncodedWindow
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_modules.base import RankingDataModule, to_record
+from data_modules.base import RankingDataModule
+from data_modules.rows import to_record
 from data_modules.windows import generator
 from lit_rerank.preferences import Negatives, PreferenceExample
 

@@ -1,6 +1,7 @@
 """What is written during a run: adapters beside checkpoints, speed, reranked windows, figures as JSON."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from data_modules.base import RankingDataModule
@@ -24,6 +26,7 @@ from lit_rerank.generation import Generate
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
 from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
+from lit_rerank.whole import damage, written_whole
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -32,6 +35,10 @@ class AdapterCheckpoint(ModelCheckpoint):
     `<run>/checkpoints/<name>.ckpt` resumes training; `<run>/checkpoints/<name>/adapter/` and, for the best,
     `<run>/adapter/` are what inference loads. Full fine-tuning writes whole models, to `.../model/`. A run that
     finds older files of the same name replaces them.
+
+    Each is written whole or not at all. The `last.ckpt` before the last stays, as `last-previous.ckpt`, without an
+    adapter: `--ckpt_path last` goes on from it where `last.ckpt` is damaged. A run that is asked to end (SIGTERM)
+    writes `last.ckpt` first.
 
     Args:
         monitor: the figure that decides which checkpoint is the best; null: the latest is.
@@ -65,6 +72,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.keep_last, self.last_every = save_last, every_n_train_steps
         self._last_saved_at = 0
+        self._validation_first = False  # whether a run resumed from what is now saved begins with a validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         data: Any = getattr(trainer, "datamodule", None)
@@ -82,12 +90,32 @@ class AdapterCheckpoint(ModelCheckpoint):
                 "add them, or pass --checkpoint.monitor val/loss --checkpoint.mode min"
             )
 
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._validation_first:
+            _begin_with_validation(checkpoint["loops"]["fit_loop"])
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # A resumed run has counted one batch in advance (see _begin_with_validation).
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """A run that is asked to end keeps what it has done."""
+        if not isinstance(exception, SIGTERMException) or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.sanity_checking:
+            rank_zero_info("SIGTERM: stopped before the first step")
+            return
+        self._save_amid_epoch(trainer)
+        kept = f"which {self.last_model_path} keeps; to go on, add --ckpt_path last"
+        lost = "which nothing keeps: checkpoint.save_last is false"
+        rank_zero_info(f"SIGTERM: stopped after step {trainer.global_step}, {kept if self.keep_last else lost}")
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Write `last.ckpt` where it is due."""
         step = trainer.global_step
         due = step == trainer.max_steps or (self.last_every is not None and step % self.last_every == 0)
         if due and step != self._last_saved_at:  # all the batches of an accumulation come here
-            self._save_last(trainer)
+            self._save_amid_epoch(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the best and the last, unless that waits for the epoch's end."""
@@ -111,30 +139,87 @@ class AdapterCheckpoint(ModelCheckpoint):
         if self._last_saved_at != trainer.global_step:
             self._save_last(trainer)
 
+    def _save_amid_epoch(self, trainer: L.Trainer) -> None:
+        loop: Any = trainer.fit_loop
+        self._validation_first = trainer.validating or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not self._validation_first or trainer.global_step != trainer.max_steps:  # nothing resumes after max_steps
+            self._save_last(trainer)
+        self._validation_first = False
+
     def _save_last(self, trainer: L.Trainer) -> None:
         if self.keep_last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             best_saved_at = self._last_global_step_saved
-            self.last_model_path = str(Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt")
+            last = Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
+            if trainer.is_global_zero and self._last_saved_at != trainer.global_step:
+                _keep_previous(last, of_this_run=self._last_saved_at > 0 or trainer.ckpt_path is not None)
+            self.last_model_path = str(last)
             self._save_checkpoint(trainer, self.last_model_path)
             self._last_global_step_saved = best_saved_at  # the best may still follow on this step
             self._last_saved_at = trainer.global_step
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
         module = cast(RerankModule[Any], trainer.lightning_module)
         if is_partitioned(module.model):
+            super()._save_checkpoint(trainer, filepath)
             rank_zero_warn(f"the weights are in pieces: make them whole by the zero_to_fp32.py in {filepath}")
             return
         weights = whole_weights(module.model)
+        # The checkpoint comes last: a run that is killed in between does these steps again, and writes all anew.
         if trainer.is_global_zero:
             export(module, Path(filepath).with_suffix(""), weights)
             if self.monitor is None or self.best_model_path in ("", filepath):  # before any validation: the latest
                 export(module, Path(trainer.default_root_dir), weights)
+        super()._save_checkpoint(trainer, filepath)
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole."""
+        found = sorted(super()._find_last_checkpoints(trainer), key=lambda path: -Path(path).stat().st_mtime)
+        passed_over: list[str] = []
+        for path in found:
+            wrong = damage(Path(path))
+            if wrong is None:
+                if passed_over:
+                    rank_zero_warn(f"{'; '.join(passed_over)}: the one before it is used, {path}")
+                return {path}
+            passed_over.append(f"{path} is damaged ({wrong})")
+        if passed_over:
+            raise UserError(f"ckpt_path: no checkpoint is whole: {'; '.join(passed_over)}")
+        return set()
 
     def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._remove_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
             shutil.rmtree(Path(filepath).with_suffix(""), ignore_errors=True)
+
+
+def _keep_previous(last: Path, of_this_run: bool) -> None:
+    """Give `last.ckpt` a second name that its successor leaves alone; what other runs have left there goes."""
+    previous = last.with_name(f"{last.stem}-previous.ckpt")
+    if not of_this_run:
+        previous.unlink(missing_ok=True)
+    elif last.exists():
+        spare = last.with_name(".previous")
+        spare.unlink(missing_ok=True)
+        try:
+            spare.hardlink_to(last)
+        except OSError:  # not every file system has links
+            last.replace(previous)
+        else:
+            spare.replace(previous)
+            spare.unlink(missing_ok=True)  # still there where the two were one file
+
+
+def _begin_with_validation(loop: dict[str, Any]) -> None:
+    """Let the fit loop that is restored from this state validate before its next step.
+
+    Lightning takes the validation that follows a saved step for done, unless one of its batches had started.
+    """
+    trained = loop["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        trained[part]["completed"] = trained[part]["processed"]
+    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    begun = {**none, "ready": 1, "started": 1}
+    loop["epoch_loop.val_loop.batch_progress"] = {"total": begun, "current": none, "is_last_batch": False}
 
 
 def export(module: RerankModule[Any], folder: Path, weights: dict[str, Tensor] | None = None) -> Path:
@@ -145,13 +230,14 @@ def export(module: RerankModule[Any], folder: Path, weights: dict[str, Tensor] |
     """
     adapted = is_adapted(module.model)
     target = folder / ("adapter" if adapted else "model")
-    target.mkdir(parents=True, exist_ok=True)
-    if adapted:
-        module.model.save_pretrained(target, selected_adapters=["default"], state_dict=weights)
-    else:
-        module.model.save_pretrained(target, state_dict=weights)
-        module.encoder.chat.tokenizer.save_pretrained(target)
-    save_prompt_settings(module.prompt, target)
+    with written_whole(target) as unfinished:
+        unfinished.mkdir()
+        if adapted:
+            module.model.save_pretrained(unfinished, selected_adapters=["default"], state_dict=weights)
+        else:
+            module.model.save_pretrained(unfinished, state_dict=weights)
+            module.encoder.chat.tokenizer.save_pretrained(unfinished)
+        save_prompt_settings(module.prompt, unfinished)
     return target
 
 
@@ -237,6 +323,7 @@ class JsonLinesLogger(Logger):
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.jsonl"
+        self._first = True
 
     @property
     def name(self) -> str:
@@ -249,8 +336,20 @@ class JsonLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._first:
+            _cut_off_half_a_line(self.path)
+            self._first = False
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}}) + "\n")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Kept by the run folder's config.yaml."""
+
+
+def _cut_off_half_a_line(path: Path) -> None:
+    """What a run that was killed while it wrote has left at the end of a file of lines."""
+    if path.is_file():
+        written = path.read_bytes()
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):
+            os.truncate(path, whole)

@@ -1,5 +1,6 @@
 """The two commands: `train` (LightningCLI) and `evaluate`. Heavy imports wait until they are needed."""
 
+import errno
 import logging
 import re
 import sys
@@ -36,6 +37,7 @@ TYPES_TRIED = re.compile(
 )
 # What to do without memory, where nothing more is known.
 LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
+GO_ON = "To go on from the last checkpoint, add --ckpt_path last"
 _CONFIG = re.compile(r"(-c|--config)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
@@ -49,7 +51,9 @@ def train(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import set_parsing_settings
         from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+        from lit_rerank.sigterm import EXIT_CODE
         from lit_rerank.training_cli import RerankCLI
 
         set_parsing_settings(add_print_completion_argument=True)
@@ -59,6 +63,8 @@ def train(args: Sequence[str] | None = None) -> None:
             raise UserError(str(error)) from error
         except UnpicklingError as error:
             raise UserError("ckpt_path names a file that cannot be read as a checkpoint of a training run") from error
+        except SIGTERMException:
+            sys.exit(EXIT_CODE)
 
     words = list(sys.argv[1:] if args is None else args)
 
@@ -168,12 +174,33 @@ def in_one_line(run: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
     except (OSError, RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            sys.exit(f"error: out of memory: {_first_line(error)} {' '.join(getattr(error, '__notes__', [LESS]))}")
-        # Other errors of the system are about a file that the user has named, or else no user's business.
-        if not isinstance(error, OSError) or (error.filename is None and not isinstance(error, FileNotFoundError)):
+        said = _failure(error)
+        if said is None:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {_message(error)}")
+        sys.exit(f"error: {said}")
+
+
+def _failure(error: Exception) -> str | None:
+    """What to say of a failure of the system; None where it is no user's business."""
+    if out_of_memory(error):
+        return f"out of memory: {_first_line(error)} {' '.join(getattr(error, '__notes__', [LESS]))}"
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{error.filename or 'writing'}: {error.strerror}"
+        if error.filename is not None:  # a file that the user has named
+            return f"{error.filename}: {error.strerror}"
+        return _message(error) if isinstance(error, FileNotFoundError) else None
+    if str(error).startswith("DataLoader worker"):
+        return f"{_first_line(error)} Where memory is short, lower data.num_workers. {GO_ON}"
+    if _process_has_died(error):
+        said = f"what it said stands above or in its log ({_first_line(error)})"
+        return f"another process of this training has ended or cannot be reached; {said} {GO_ON}"
+    return None
+
+
+def _process_has_died(error: Exception) -> bool:
+    """NCCL's errors have a type of their own; Gloo's only name its files."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error) or "Connection closed by peer" in str(error)
 
 
 def _first_line(error: Exception) -> str:

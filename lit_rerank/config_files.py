@@ -8,6 +8,7 @@ from lit_rerank.errors import UserError
 if TYPE_CHECKING:
     from yaml import Node
 
+UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, OverflowError)  # what `!!int x` and its like raise
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000  # keys, values and lists, those that an alias (*name) repeats counted again
 
@@ -22,38 +23,33 @@ def check_config(file: Path) -> None:
         root = yaml.compose(file.read_bytes(), yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{file}: must hold settings (key: value), not {_kind(root)}")
-        if _values(root, {}) > MAX_VALUES:
+        if _values(root, {}, file) > MAX_VALUES:
             raise UserError(f"{file}: holds more than {MAX_VALUES:,} values, once its aliases are written out")
         yaml.SafeLoader("").construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{place}: not valid YAML: {reason}") from error
     except RecursionError:
         raise UserError(f"{file}: not usable YAML: nested too deeply") from None
     except UserError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        OverflowError,
-    ) as error:  # such as `!!int x`
-        raise UserError(f"{file}: not usable YAML: {error}") from None
+    except UNUSABLE as error:
+        raise UserError(f"{file}: not usable YAML: {' '.join(str(error).split())}") from None
 
 
 def _kind(root: "Node | None") -> str:
     return {"SequenceNode": "a list", "ScalarNode": "a single value"}.get(type(root).__name__, "nothing")
 
 
-def _values(node: "Node", known: dict[int, int]) -> int:
+def _values(node: "Node", known: dict[int, int], file: Path) -> int:
     """How many values a node stands for; `known` has those of nodes met before, 0 while they are being counted."""
     if known.get(id(node)) == 0:
-        raise UserError(f"{node.start_mark.name}:{node.start_mark.line + 1}: not usable YAML: it holds itself")
+        raise UserError(f"{file}:{node.start_mark.line + 1}: not usable YAML: it holds itself")
     if id(node) not in known:
         known[id(node)] = 0
         within = node.value if isinstance(node.value, list) else []
         parts = [part for item in within for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_values(part, known, file) for part in parts)
     return known[id(node)]

@@ -154,30 +154,35 @@ class Outcome:
         return self.honest - self.attacked
 
 
-Order = Callable[[Sequence[Window]], Sequence[Sequence[int]]]
+Score = Callable[[Sequence[Window]], Sequence[Sequence[float]]]
 
 
-def measure(records: Sequence[RankingRecord], size: int, order: Order) -> list[Outcome]:
+def measure(records: Sequence[RankingRecord], size: int, score: Score) -> list[Outcome]:
     """What each attack gains for each query, in one window of `size` passages.
 
     The window holds the query's best candidates, and the passage at a place that depends on the attack's number, from
     the first to the last; so each kind is tried at the same places, beside the same honest passages.
 
     Args:
-        order: gives each window's identifiers (1-based), best first.
+        score: gives a score to each passage of each window; the higher, the better its rank.
     """
-    windows: dict[tuple[str, str, int], Window] = {}
+    outcomes = []
     for record in records:
-        for number, honest in enumerate(HONEST):
-            windows[record.qid, "", number] = planted(record, honest, number, size)
-        for attack in ATTACKERS:
-            key = (record.qid, attack.kind, attack.number)
-            windows[key] = planted(record, attack.text(record.query), attack.number, size)
-    orders = dict(zip(windows, order(list(windows.values())), strict=True))
-    ranks = {key: list(orders[key]).index(1 + place(key[2], len(window))) + 1 for key, window in windows.items()}
-    return [
-        Outcome(qid, kind, number, ranks[qid, "", number], rank) for (qid, kind, number), rank in ranks.items() if kind
-    ]
+        for number, honest in enumerate(HONEST):  # all that begins alike together: decoders read it once
+            tried = [attack for attack in ATTACKERS if attack.number == number]
+            texts = [honest, *(attack.text(record.query) for attack in tried)]
+            scored = score([planted(record, text, number, size) for text in texts])
+            base, *ranks = (rank(scores, place(number, len(scores))) for scores in scored)
+            outcomes += [
+                Outcome(record.qid, attack.kind, number, base, attacked)
+                for attack, attacked in zip(tried, ranks, strict=True)
+            ]
+    return outcomes
+
+
+def rank(scores: Sequence[float], place: int) -> int:
+    """The rank (from 1) of the passage at a place (from 0); of equal scores the earlier is the better."""
+    return sorted(range(len(scores)), key=lambda i: -scores[i]).index(place) + 1
 
 
 def planted(record: RankingRecord, text: str, number: int, size: int) -> Window:

@@ -69,10 +69,19 @@ class Means:
             self._totals[name] = torch.as_tensor(value).detach() * weight + self._totals.get(name, 0.0)
             self._weights[name] = self._weights.get(name, 0) + weight
 
+    def state(self) -> dict[str, tuple[Tensor, int]]:
+        """What has been added on this process since the last `collect`: sum and weight of every figure."""
+        return {name: (total, self._weights[name]) for name, total in self._totals.items()}
+
+    def set_state(self, state: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Go on from where `state` was called."""
+        self._totals = {name: total for name, (total, _) in state.items()}
+        self._weights = {name: weight for name, (_, weight) in state.items()}
+
     def collect(self) -> dict[str, tuple[float, int]]:
         """Mean and weight of every figure of all processes, each of which must call this; then all begins anew."""
-        own = {name: (total.item(), self._weights[name]) for name, total in self._totals.items()}
-        self._totals, self._weights = {}, {}
+        own = {name: (total.item(), weight) for name, (total, weight) in self.state().items()}
+        self.set_state({})
         parts = gather(own)
         collected = {}
         for name in dict.fromkeys(name for part in parts for name in part):

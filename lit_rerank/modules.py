@@ -162,7 +162,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self.tokens_read = 0
         self._figures = {stage: Means() for stage in ("train", "val", "test")}
         self._read: list[Read] = []  # since the last optimizer step
-        self._resumed_rng: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -339,7 +339,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["rng"] = gather(rng_state())
+        # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
+        checkpoint["processes"] = gather({"rng": rng_state(), "figures": self._figures["train"].state()})
+        if self._figures["train"].state():
+            checkpoint["gradients"] = self._mean_gradients()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name: value.shape for name, value in trainable_parameters(self).items()}
@@ -352,14 +355,24 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 f"the checkpoint is of another backbone or adapter: {len(unlike)} of its parameters differ in name or "
                 f"shape, such as {unlike[0]}"
             )
-        states = checkpoint["rng"]
-        self._resumed_rng = states[self.global_rank % len(states)]
+        processes = checkpoint["processes"]
+        self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.
-        if self._resumed_rng is not None:
-            set_rng_state(self._resumed_rng)
-            self._resumed_rng = None
+        if self._resumed is not None:
+            set_rng_state(self._resumed["rng"])
+            self._figures["train"].set_state(self._resumed["figures"])
+            parameters = trainable_parameters(self)
+            for name, gradient in self._resumed["gradients"].items():
+                parameters[name].grad = gradient.to(parameters[name].device)
+            self._resumed = None
+
+    def _mean_gradients(self) -> dict[str, Tensor]:
+        """The gradients of an accumulation under way, as all processes may go on from: in the end they are averaged."""
+        reduce = self.trainer.strategy.reduce
+        found = {name: p.grad for name, p in trainable_parameters(self).items() if p.grad is not None}
+        return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in found.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # windows and records; tensors are made where they are used

@@ -216,9 +216,11 @@ class Precomputed(Reference):
 
         try:
             with safe_open(part, "pt") as file:
-                origin = json.loads((file.metadata() or {})["origin"])
-                keys, logps = file.get_tensor("keys"), file.get_tensor("logps")
-        except (SafetensorError, KeyError) as error:
+                told = json.loads((file.metadata() or {})["origin"])
+                origin = {what: told[what] for what in self.made_by}
+                keys, logps = file.get_tensor("keys").tolist(), file.get_tensor("logps").tolist()
+            found = dict(zip(keys, logps, strict=True))
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{part} holds no precomputed reference values: delete it") from error
         stale = " and another ".join(what for what, now in self.made_by.items() if origin[what] != now)
         if stale:
@@ -226,7 +228,7 @@ class Precomputed(Reference):
                 f"the precomputed reference values in {part} are stale: they were made with another {stale}; "
                 "delete them, or set reference.path to another directory"
             )
-        self.values.update(zip(keys.tolist(), logps.tolist(), strict=True))
+        self.values.update(found)
 
 
 @contextmanager

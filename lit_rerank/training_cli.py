@@ -11,12 +11,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, Throughput
+from lit_rerank.checkpoints import WholeCheckpointIO, refuse_damaged
 from lit_rerank.dry_run import dry_run
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, report
@@ -25,6 +27,7 @@ from lit_rerank.overview import RunOverview
 from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
 from lit_rerank.run_record import run_record, write_record
+from lit_rerank.sigterm import StopOnSigterm
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -111,6 +114,12 @@ class RerankCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return kwargs | {"weights_only": kwargs.get("weights_only") is not False}
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would load it here already, for settings that it might hold; those of a run are in its config.
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.subcommand else None
+        if path is not None:
+            refuse_damaged(path)
+
     def before_fit(self) -> None:
         """A run that does not resume an earlier one replaces its logs."""
         folder = Path(self.trainer.default_root_dir)
@@ -135,5 +144,7 @@ class RerankCLI(LightningCLI):
             callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
-        trainer.callbacks += [Throughput(), RunOverview(), RunWriter(), *watchers]  # type: ignore[attr-defined]
+        trainer.callbacks += [Throughput(), RunOverview(), RunWriter(), *watchers, StopOnSigterm()]  # type: ignore[attr-defined]
+        if type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):  # others write in ways of their own
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

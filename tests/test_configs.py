@@ -10,6 +10,7 @@ from tests.training import CONFIGS, figures, train_in, write_data
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 REPLAY = "configs/data/replay.yaml"
+ADDED = {REPLAY, "configs/data/streaming.yaml"}  # to the data of SFT or DPO
 ELSEWHERE = ("fsdp", "deepspeed_zero3")  # tests/test_strategies.py, and tests/test_recipes.py runs the recipes
 FRAGMENTS = [config for config in FILES if config.parent.name != "recipes" and config.stem not in ELSEWHERE]
 
@@ -58,7 +59,7 @@ def test_the_command_trains(folder: Path, tiny_model: Path, words: tuple[str, ..
         overrides.append("--data.init_args.batch_size=5")  # 8 windows and a conversation: 2 steps
     if starts and not (folder / "runs/sft/adapter").is_dir():
         (sft,) = (
-            c for c in COMMANDS if {"configs/model/sft.yaml", "configs/backbone/lora.yaml"} < {*c} and REPLAY not in c
+            c for c in COMMANDS if {"configs/model/sft.yaml", "configs/backbone/lora.yaml"} < {*c} and not ADDED & {*c}
         )
         train_in(folder, [*sft, *overrides, "--trainer.default_root_dir=runs/sft"])
     train_in(folder, [*words, *overrides])

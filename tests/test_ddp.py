@@ -12,16 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_modules.prepare import prepare
+from data_modules.sources.own import write_jsonl
 from data_modules.trec import read_run
 from lit_rerank import callbacks
 from lit_rerank.metrics import Means, TrecMetrics, gather, means, per_query
 from lit_rerank.modules import RerankModule
 from tests.test_metrics import queries
+from tests.tiny import record
 from tests.training import CONFIGS, command, figures, train_in, write_data
 
 COMMON = ("--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2")
 PAIR = ("--trainer.devices=2", "--trainer.strategy=ddp")
-TASKS = ("sft", "batches", "replay", "dpo")
+TASKS = ("sft", "batches", "replay", "streamed", "dpo")
 METRICS = ("nDCG@10", "AP(rel=2)")
 
 
@@ -31,7 +34,14 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     own = [*COMMON, f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ())]
     if task == "batches" and pair:  # the step that sft accumulates
         own += ["--trainer.accumulate_grad_batches=1", "--data.init_args.batch_size=2"]
-    if task in ("sft", "batches", "replay"):
+    if task == "streamed":  # an epoch of 7 records is a step, of 3 and 4 windows or of 7: one process lacks a batch
+        own += [
+            f"--config={CONFIGS / 'data' / 'streaming.yaml'}",
+            "--data.init_args.train.init_args.path=data/odd.shards",
+        ]
+        own += ["--data.init_args.batch_size=1", f"--trainer.accumulate_grad_batches={4 if pair else 7}"]
+        own.append("--data.init_args.num_workers=0")
+    if task in ("sft", "batches", "replay", "streamed"):
         own.append("--model.init_args.optimizer.lr=0.001")
     if task == "replay":  # 6 conversations, of 16 examples
         own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.375"]
@@ -68,6 +78,7 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
         arguments(folder, model, "sft", True),
         arguments(folder, model, "batches", True),
         arguments(folder, model, "replay", True),
+        arguments(folder, model, "streamed", True),
         arguments(folder, model, "dpo", True),
         predict(folder, model, True),
         predict(folder, model, True, "--trainer.limit_predict_batches=1", name="stopped"),
@@ -123,7 +134,10 @@ def weighed(rank: int) -> dict[str, tuple[float, int]]:
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Runs of one process and of two, and what the two say of metrics."""
     folder = write_data(tmp_path_factory.mktemp("ddp"), train=10, val=2, candidates=5)
+    write_jsonl([record(f"t{i}", 4) for i in range(7)], folder / "data" / "odd.jsonl")
+    prepare(str(folder / "data" / "odd.jsonl"), output=folder / "data" / "odd.shards", shard_records=3)
     train_in(folder, arguments(folder, tiny_model, "sft", False))
+    train_in(folder, arguments(folder, tiny_model, "streamed", False))
     train_in(folder, arguments(folder, tiny_model, "replay", False))
     train_in(folder, arguments(folder, tiny_model, "dpo", False))
     train_in(folder, predict(folder, tiny_model, False))
@@ -154,12 +168,12 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
 @pytest.mark.parametrize("task", TASKS)
 def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = (figures(folder / run) for run in runs(task))
-    assert len(one) == (8 if task == "replay" else 6)
+    assert len(one) == {"replay": 8, "streamed": 2}.get(task, 6)
     for step, row in one.items():
         for name in [name for name in row if name.startswith("train/tokens") or (step == 1 and "accuracy" in name)]:
             del row[name], two[step][name]  # in DPO's first step rewards are 0, but for rounding
         assert two[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert "val/nDCG@10" in one[4 if task == "replay" else 3]
+    assert "val/nDCG@10" in one[{"replay": 4, "streamed": 1}.get(task, 3)]
     assert any("train/replay_loss" in row for row in one.values()) == (task == "replay")
     if task == "dpo":  # on_policy: not every window has a preference
         assert min(row["train/preferences"] for row in one.values()) < max(
@@ -210,4 +224,4 @@ def test_files_are_written_once(folder: Path, results: list[dict[str, Any]]) -> 
     assert results[1]["exports"] == []
     one, two = ((folder / run / "metrics.jsonl").read_text().splitlines() for run in ("sft-one", "sft-two"))
     assert len(one) == len(two)
-    assert len(torch.load(folder / "sft-two/checkpoints/last.ckpt", weights_only=True)["rng"]) == 2
+    assert len(torch.load(folder / "sft-two/checkpoints/last.ckpt", weights_only=True)["processes"]) == 2

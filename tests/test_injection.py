@@ -39,13 +39,13 @@ def test_each_holds_its_honest_passage_and_more() -> None:
 # -- the measurement --------------------------------------------------------------------------------------------
 
 
-def by_length(windows: Sequence[Window]) -> list[list[int]]:
+def by_length(windows: Sequence[Window]) -> list[list[float]]:
     """A ranker that likes the longest passages best."""
-    return [sorted(range(1, len(w) + 1), key=lambda i: -len(w.passages[i - 1].text)) for w in windows]
+    return [[float(len(passage.text)) for passage in window.passages] for window in windows]
 
 
-def in_order(windows: Sequence[Window]) -> list[list[int]]:
-    return [list(range(1, len(window) + 1)) for window in windows]
+def in_order(windows: Sequence[Window]) -> list[list[float]]:
+    return [[0.0] * len(window) for window in windows]
 
 
 def test_a_ranker_of_long_passages_falls_for_all() -> None:
@@ -160,10 +160,11 @@ def test_it_travels_with_the_weights(tiny_model: Path, tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------------------------
 
 
-def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [(), ("--decode", "first", "--calibrate", "true")])
+def test_command(more: tuple[str, ...], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_candidates([record(f"c{i}", 6) for i in range(3)], tmp_path / "c.jsonl", tmp_path / "qrels.txt")
     words = ["injection", "--model", str(tiny_model), "--candidates", str(tmp_path / "c.jsonl"), "--queries", "2"]
-    evaluate([*words, "--window", "4", "--metrics", str(tmp_path / "out" / "injection.json")])
+    evaluate([*words, *more, "--window", "4", "--metrics", str(tmp_path / "out" / "injection.json")])
     result = json.loads((tmp_path / "out" / "injection.json").read_text())
     assert (result["passages"], result["queries"], result["windows"]) == (60, 2, 2 * 2 * 66)
     printed = capsys.readouterr().out
@@ -181,6 +182,7 @@ def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_mistakes(tmp_path: Path) -> None:
     for more, message in (
         (["--metrics", "x.txt"], "name a .json file"),
+        (["--metrics", "x.json", "--calibrate", "true"], "add --decode first"),
         (["--metrics", "x.json", "--window", "1"], "a window holds 2 or more passages"),
         (["--metrics", "x.json", "--candidates", "none.jsonl"], "none.jsonl does not exist"),
     ):

@@ -1,13 +1,18 @@
 """A resumed run goes on as if it had never stopped, and a checkpoint holds no more than that takes."""
 
+import os
 import random
+import signal
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lit_rerank.callbacks import JsonLinesLogger
 from lit_rerank.rng import rng_state, set_rng_state
 from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
 
@@ -48,21 +53,23 @@ def check_checkpoint(checkpoints: Path) -> None:
     for name, value in adapter.items():
         head, tail = name.removeprefix("base_model.model.").rsplit(".", 1)
         torch.testing.assert_close(checkpoint["state_dict"][f"model.base_model.model.{head}.default.{tail}"], value)
-    (state,) = checkpoint["rng"]
-    assert set(state) == {"python", "numpy", "torch", "cuda"}
+    (state,) = checkpoint["processes"]
+    assert set(state["rng"]) == {"python", "numpy", "torch", "cuda"}
+    assert not state["figures"]
+    assert "gradients" not in checkpoint
     assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
 
 
 def check_resume(folder: Path, name: str, args: list[str], crashes: tuple[int, ...]) -> None:
     """Every step's figures after each crash are exactly those of the run that was not interrupted."""
 
+    def compared(name: str) -> bool:
+        return name.startswith(("train/", "lr", "val/")) and not name.startswith("train/tokens")
+
     def run(run: str, *more: str) -> dict[int, dict[str, float]]:
         train_in(folder, [*args, f"--trainer.default_root_dir={run}", *more])
         steps = figures(folder / run)
-        return {
-            step: {k: v for k, v in row.items() if k.startswith(("train/", "lr", "val/")) and "tokens_per_s" not in k}
-            for step, row in steps.items()
-        }
+        return {step: {name: value for name, value in row.items() if compared(name)} for step, row in steps.items()}
 
     whole = run(f"{name}-whole")
     losses = [(row.get("train/loss"), row.get("train/replay_loss")) for row in whole.values()]
@@ -96,6 +103,12 @@ def test_replay_resumes(folder: Path, tiny_model: Path) -> None:
     assert 3 < sum("train/replay_loss" in row for row in rows) < len(rows)
 
 
+def test_streamed_records_resume(folder: Path, tiny_model: Path) -> None:
+    streaming = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.num_workers=0")
+    args = command("sft", "lora", "permutations", "", *COMMON, *streaming, *EPOCHS, DROPOUT, model=tiny_model)
+    check_resume(folder, "sft-streamed", [*args, "--data.init_args.shuffle_buffer=3"], crashes=(3, 5))
+
+
 @pytest.mark.parametrize("backbone", ["lora", "qlora"])
 def test_dpo_resumes(folder: Path, tiny_model: Path, adapter: str, backbone: str) -> None:
     start = f"--model.init_args.backbone.adapter={adapter}"
@@ -111,6 +124,98 @@ def test_a_checkpoint_of_another_backbone_is_refused_in_one_line(
     more = ["--model.init_args.backbone.lora.r=4"] if other == "lora" else []
     with pytest.raises(SystemExit, match=r"^error: the checkpoint is of another backbone or adapter: [^\n]*$"):
         train_in(folder, [*args, *more, "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
+class Terminate(L.Callback):
+    """Sends SIGTERM to this process when batch `at` of the epoch is learned from, or in validation `validation`."""
+
+    def __init__(self, at: int = -1, validation: int = -1) -> None:
+        self.at, self.validation, self.validations = at, validation, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            if self.validations == self.validation:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.validations += 1
+
+
+AMID = {
+    "accumulation": (["at=4"], 2),
+    "step that validation follows": (["at=5"], 3),
+    "accumulation that validation follows": (["at=2"], 1),
+    "validation amid an accumulation": (["validation=0"], 1),
+    "validation at the end": (["validation=3"], 8),
+}
+
+
+@pytest.mark.parametrize("amid", AMID)
+def test_sigterm_ends_a_run_that_goes_on_exactly(
+    folder: Path, tiny_model: Path, amid: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 batches an epoch, 2 a step; validation after batches 3 and 6."""
+    options, step = AMID[amid]
+    args = command("sft", "lora", "permutations", "", *COMMON, *EPOCHS, DROPOUT, model=tiny_model)
+    args += ["--trainer.val_check_interval=3"]
+    if step == 8:
+        args += ["--trainer.val_check_interval=4"]
+    whole, name = f"whole-{step == 8}", f"terminated-{amid.replace(' ', '-')}"
+    if not (folder / whole).exists():
+        train_in(folder, [*args, f"--trainer.default_root_dir={whole}"])
+    callback = [f"--trainer.callbacks+={Terminate.__module__}.{Terminate.__name__}"]
+    callback += [f"--trainer.callbacks.{option}" for option in options]
+    args += [f"--trainer.default_root_dir={name}"]
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            train_in(folder, [*args, *callback])
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # a process that has been asked to end keeps its own
+    assert ended.value.code == 143
+    assert len(figures(folder / name)) >= step - 1
+    train_in(folder, [*args, "--ckpt_path=last"])
+    for rows in (resumed := figures(folder / name)), (expected := figures(folder / whole)):
+        for row in rows.values():
+            for name in ("train/tokens", "train/tokens_per_s"):  # logged after the checkpoint of their step
+                row.pop(name, None)
+    assert resumed == expected
+    assert sum("val/nDCG@10" in row for row in expected.values()) == 4
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(
+    folder: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = command("sft", "lora", "permutations", "damaged", *COMMON, *STEPS, model=tiny_model)
+    train_in(folder, args)
+    whole, run = figures(folder / "damaged"), folder / "damaged" / "checkpoints"
+    (run / ".." / "metrics.jsonl").unlink()
+    last, previous = run / "last.ckpt", run / "last-previous.ckpt"
+    assert [torch.load(file, weights_only=True)["global_step"] for file in (previous, last)] == [5, 6]
+    os.truncate(last, 5000)
+    with pytest.raises(SystemExit, match=r"^error: ckpt_path: the checkpoint [^\n]*last.ckpt cannot be used: [^\n]*$"):
+        train_in(folder, [*args, "--ckpt_path=damaged/checkpoints/last.ckpt"])
+    train_in(folder, [*args, "--ckpt_path=last"])
+    resumed = figures(folder / "damaged")
+    assert list(resumed) == [6]
+    assert resumed[6]["train/loss"] == whole[6]["train/loss"]
+    for file in (last, previous):
+        os.truncate(file, 5000)
+    with pytest.raises(SystemExit, match=r"^error: ckpt_path: no checkpoint is whole: [^\n]*$"):
+        train_in(folder, [*args, "--ckpt_path=last"])
+
+
+def test_half_a_line_of_figures_is_cut_off(tmp_path: Path) -> None:
+    """As a run leaves it that was killed while it wrote, or found the disk full."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 0, "train/loss": 2.0}\n{"step": 1, "tra')
+    logger = JsonLinesLogger(str(tmp_path))
+    for loss in (1.5, 1.0):
+        logger.log_metrics({"train/loss": loss}, 1)
+    assert figures(tmp_path) == {1: {"train/loss": 2.0}, 2: {"train/loss": 1.0}}
+    assert file.read_text().count("\n") == 3
 
 
 def test_the_state_of_randomness_survives_saving(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_the_runs_adapter_is_the_best_ones(
     trainer.fit(module, loader, loader)
     checkpoints = tmp_path / "checkpoints"
     names = {f"step={step}" for step in kept} | {"last"}
-    assert {file.stem for file in checkpoints.glob("*.ckpt")} == names
+    assert {file.stem for file in checkpoints.glob("*.ckpt")} == names | {"last-previous"}
     assert {directory.name for directory in checkpoints.iterdir() if directory.is_dir()} == names
     assert equal(tmp_path / "adapter", checkpoints / f"step={best}" / "adapter")
     assert equal(tmp_path / "adapter", checkpoints / "last" / "adapter") == (best == 3)
@@ -317,7 +317,7 @@ MISTAKES = {
     "no GPU": (["--trainer.accelerator=gpu"], "pass --trainer.accelerator cpu"),
     "unknown accelerator": (["--trainer.accelerator=gpuu"], "trainer: You selected an invalid accelerator"),
     "a place that cannot be written": (["--trainer.default_root_dir=broken.yaml/run"], "broken.yaml/run: Not a dir"),
-    "no checkpoint": (["--ckpt_path=broken.yaml"], "ckpt_path names a file that cannot be read"),
+    "no checkpoint": (["--ckpt_path=broken.yaml"], "cannot be used: it is no checkpoint, or only a part of one"),
     "fewer than no workers": (["--data.init_args.num_workers=-1"], "data.num_workers is -1"),
     "no data": (["--data=null"], "the following arguments are required: fit.data"),
     "an abbreviation": (["--trainer.max_epoch=1"], "unrecognized arguments: --trainer.max_epoch=1"),

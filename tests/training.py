@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 
+from data_modules.prepare import prepare
 from data_modules.records import RankingRecord
 from data_modules.sources.own import write_jsonl
 from lit_rerank.cli import train
@@ -30,6 +31,7 @@ def write_data(folder: Path, train: int = 8, val: int = 2, candidates: int = 2) 
     data = folder / "data"
     data.mkdir(parents=True)
     write_jsonl([record(f"t{i}", 3 + i % 3) for i in range(train)], data / "train.jsonl")
+    prepare(str(data / "train.jsonl"), output=data / "train.shards", shard_records=3)
     write_jsonl([record(f"v{i}", 4) for i in range(val)], data / "val.jsonl")
     lists = [record(f"c{i}", 4) for i in range(candidates)]
     write_candidates(lists, data / "val.candidates.jsonl", data / "val.qrels.txt")

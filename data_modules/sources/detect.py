@@ -1,36 +1,56 @@
-"""Candidates in any layout that can be told by its first row."""
+"""Files in any layout that can be told by its first row."""
 
 from pathlib import Path
+from typing import Any
 
 from data_modules.records import RankingRecord
-from data_modules.sources.base import Source, existing_file, parse_object, read_lines
+from data_modules.sources.base import OnError, Row, Source, existing_file, parse_object, read_lines
 from data_modules.sources.candidates import CandidatesSource
+from data_modules.sources.conversations import ConversationsSource
+from data_modules.sources.messages import MessagesSource
 from data_modules.sources.own import JsonlSource
+from data_modules.sources.preferences import PairsSource
 from data_modules.sources.rank_llm import RankLLMSource
 from lit_rerank.errors import UserError
 
 
-def open_candidates(path: str | Path) -> Source[RankingRecord]:
+def open_source(path: str | Path, on_error: OnError = "raise") -> Source[Any]:
+    """The source of training data in a file; what is none of the others' is taken for candidates.
+
+    Raises:
+        UserError: where the first row is of none of them.
+    """
+    _, row = _first_row(path)
+    for name, layout in (("chosen", PairsSource), ("messages", MessagesSource), ("conversations", ConversationsSource)):
+        if row is not None and name in row:
+            return layout(path, on_error)
+    return open_candidates(path, on_error)
+
+
+def open_candidates(path: str | Path, on_error: OnError = "raise") -> Source[RankingRecord]:
     """The source for the project's own records, candidates, or RankLLM's requests: whichever `path` holds.
 
     Raises:
         UserError: where the first row is none of them.
     """
-    place, line = next(read_lines(existing_file(path)), ("", b""))
-    if line.lstrip().startswith(b"["):
-        return RankLLMSource(path)
-    if not line:
-        return CandidatesSource(path)
-    try:
-        row = parse_object(line)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+    place, row = _first_row(path)
+    if row is None:
+        return RankLLMSource(path, on_error=on_error)
     if "passages" in row:
-        return JsonlSource(path)
+        return JsonlSource(path, on_error)
     if isinstance(row.get("query"), dict) or "hits" in row:
-        return RankLLMSource(path)
-    if "candidates" in row:
-        return CandidatesSource(path)
+        return RankLLMSource(path, on_error=on_error)
+    if "candidates" in row or not place:
+        return CandidatesSource(path, on_error=on_error)
     raise UserError(
         f'{place}: has neither "candidates" nor "hits" (RankLLM) nor "passages" (the project\'s own layout)'
     )
+
+
+def _first_row(path: str | Path) -> tuple[str, Row | None]:
+    """Place and content of the first line that is not blank: nothing of an empty file, None of a JSON array."""
+    place, line = next(read_lines(existing_file(path)), ("", b"{}"))
+    try:
+        return place, None if line.lstrip().startswith(b"[") else parse_object(line)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None

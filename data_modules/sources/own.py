@@ -37,7 +37,7 @@ class JsonlSource(Source[RankingRecord]):
         self.path = existing_file(path)
 
     def _read(self) -> Iterator[RankingRecord]:
-        return self._jsonl(self.path, _record)
+        return self._jsonl(self.path, ranking)
 
 
 def write_jsonl(records: Iterable[RankingRecord], path: str | Path) -> None:
@@ -45,7 +45,8 @@ def write_jsonl(records: Iterable[RankingRecord], path: str | Path) -> None:
     write_rows(map(to_row, records), path)
 
 
-def _record(row: Row) -> RankingRecord:
+def ranking(row: Row) -> RankingRecord:
+    """The record of an object in the project's own layout."""
     return RankingRecord(
         qid=text(row, "qid"),
         query=text(row, "query"),

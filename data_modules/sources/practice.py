@@ -255,25 +255,6 @@ class JudgedSource(PracticeSource):
         return Answer(f"{qid}:{number}", self.collection.queries[qid], passage, relevant)
 
 
-class MixedSource(Source[RankingRecord]):
-    """The records of several sources, one after the other; the data module shuffles them.
-
-    Args:
-        sources: their shares are their numbers of records.
-    """
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        super().__init__()
-        if not sources:
-            raise UserError("MixedSource needs one source or more")
-        self.sources = sources
-
-    def _read(self) -> Iterator[RankingRecord]:
-        for source in self.sources:
-            yield from source
-            self.skipped += source.skipped
-
-
 def answering(collection: Collection) -> set[str]:
     """The documents judged 2 or more for any question."""
     return {docid for grades in collection.qrels.values() for docid, grade in grades.items() if grade >= 2}

@@ -52,15 +52,20 @@ class PairsSource(DatasetSource[PreferencePair]):
         super().__init__(path, on_error, example="trl-lib/ultrafeedback_binarized")
 
     def _record(self, row: Row) -> PreferencePair:
-        if isinstance(row.get("prompt"), list):
-            prompt: str | list[Message] = list(each(row, "prompt", message))
-        elif _is_conversation(row, "chosen") and _is_conversation(row, "rejected"):
-            return _implicit_messages(row)
-        elif "prompt" not in row:
-            return _implicit_text(text(row, "chosen"), text(row, "rejected"))
-        else:
-            prompt = text(row, "prompt")
-        return PreferencePair(prompt, _answer(row, "chosen"), _answer(row, "rejected"))
+        return pair(row)
+
+
+def pair(row: Row) -> PreferencePair:
+    """The pair of an object in any of these layouts."""
+    if isinstance(row.get("prompt"), list):
+        prompt: str | list[Message] = list(each(row, "prompt", message))
+    elif _is_conversation(row, "chosen") and _is_conversation(row, "rejected"):
+        return _implicit_messages(row)
+    elif "prompt" not in row:
+        return _implicit_text(text(row, "chosen"), text(row, "rejected"))
+    else:
+        prompt = text(row, "prompt")
+    return PreferencePair(prompt, _answer(row, "chosen"), _answer(row, "rejected"))
 
 
 def _is_conversation(row: Row, name: str) -> bool:

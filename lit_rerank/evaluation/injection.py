@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from data_modules.records import RankingRecord, Window
+from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, progress_bar, write_figures
@@ -17,8 +17,9 @@ from lit_rerank.evaluation.rerank import judged_lists
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, summary
 
 if TYPE_CHECKING:
-    from lit_rerank.reranker import Reranker
+    from lit_rerank.decoder import Decoded, Decoder
 
+EMPTY = "N/A"
 WAYS = {"plain": False, "sanitised": True}
 WINDOWS = len(HONEST) + len(ATTACKERS)  # of a query
 
@@ -33,6 +34,7 @@ def measure_injection(
     queries: int | None = 10,
     window: int = 10,
     decode: Literal["chain", "direct", "first", "generate"] | None = None,
+    calibrate: bool = False,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
     max_batch_tokens: int = 20_000,
@@ -56,6 +58,8 @@ def measure_injection(
         queries: only the first so many queries.
         window: passages in a prompt: the best candidates, and one of the 60.
         decode: as in rerank.
+        calibrate: with decode first, take from each passage's log-probability that of its place in a window whose texts
+            are all "N/A" (Zhao et al. 2021); untuned models answer in input order, whatever the passages say.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         max_batch_tokens: so many tokens are decoded at a time.
@@ -67,6 +71,8 @@ def measure_injection(
 
     if Path(metrics).suffix != ".json":
         raise UserError(f"{metrics}: name a .json file; the picture gets its name with another ending")
+    if calibrate and decode != "first":
+        raise UserError("calibrate needs the scores of all passages: add --decode first")
     sliding = SlidingWindow(window, window - 1, window)
     records = judged_lists(candidates, first_stage, collection, None, window - 1, queries)
     make_way(metrics)
@@ -82,12 +88,15 @@ def measure_injection(
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
     )
+    decoder = cast("Decoder", reranker.decoder)  # self-consistency would be the other
     started = time.perf_counter()
-    outcomes = {way: _outcomes(reranker, records, window, on) for way, on in WAYS.items()}
+    outcomes = {way: _outcomes(decoder, records, window, on, calibrate) for way, on in WAYS.items()}
     result: dict[str, Any] = {
         "passages": len(ATTACKERS),
         "queries": len(records),
         "window": window,
+        "decode": decode or decoder.encoder.format.name,
+        "calibrated": calibrate,
         "windows": len(WAYS) * len(records) * WINDOWS,
         **{way: _figures(found) for way, found in outcomes.items()},
         "seconds": round(time.perf_counter() - started, 2),
@@ -100,21 +109,40 @@ def measure_injection(
     return result
 
 
-def _outcomes(reranker: "Reranker", records: Sequence[RankingRecord], size: int, sanitise: bool) -> list[Outcome]:
-    from lit_rerank.decoder import Decoder
+def _outcomes(
+    decoder: "Decoder", records: Sequence[RankingRecord], size: int, sanitise: bool, calibrate: bool
+) -> list[Outcome]:
     from lit_rerank.encoding import WindowEncoder
 
-    decoder = reranker.decoder
-    assert isinstance(decoder, Decoder)  # self-consistency would be the other
     own = decoder.encoder
     encoder = WindowEncoder(own.chat.tokenizer, replace(own.settings, sanitise=sanitise), own.max_length)
     decode = type(decoder)(decoder.model, encoder, decoder.max_batch_tokens)
+    sizes = {min(size, len(record.passages) + 1) for record in records}
+    prior = {n: _logps(one) if calibrate else [0.0] * n for n in sizes for one in decode([_empty(n)])}
     with progress_bar("windows", len(records) * WINDOWS) as advance:
 
-        def order(windows: Sequence[Window]) -> list[tuple[int, ...]]:
-            return [decoded.permutation for decoded in decode(windows, None, advance)]
+        def score(windows: Sequence[Window]) -> list[list[float]]:
+            scores = map(_logps if calibrate else _places, decode(windows, None, advance))
+            return [[one - its for one, its in zip(own, prior[len(own)], strict=True)] for own in scores]
 
-        return measure(records, size, order)
+        return measure(records, size, score)
+
+
+def _empty(n: int) -> Window:
+    """A window that says nothing."""
+    return Window("", EMPTY, tuple(Passage(str(i), EMPTY) for i in range(n)))
+
+
+def _places(decoded: "Decoded") -> list[float]:
+    """A score for each passage by its place in the answer."""
+    return [-float(decoded.permutation.index(i)) for i in range(1, len(decoded.permutation) + 1)]
+
+
+def _logps(decoded: "Decoded") -> list[float]:
+    """The log-probability of each passage at the first choice, as `First` gives it."""
+    assert decoded.logps is not None
+    scores = dict(zip(decoded.permutation, decoded.logps, strict=True))
+    return [scores[i] for i in range(1, len(scores) + 1)]
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from lit_rerank.chain import FORMATS, MAX_IDENTIFIER
 from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.reference import Precomputed
 from lit_rerank.reranker import load_prompt_settings
 from lit_rerank.sanitise import sanitise
 from tests.fuzz.inputs import FUZZED, dumped, fuzz, mangled, mutated, survives
@@ -46,6 +49,23 @@ def test_prompt_settings(content: bytes, tmp_path: Path) -> None:
     if settings is not None:
         assert isinstance(settings, PromptSettings)
         survives("prompt settings", lambda: WindowEncoder(TOKENIZER, settings))
+
+
+def cached_values() -> bytes:
+    """Answers of a reference, as they are kept on disk."""
+    tensors = {"keys": torch.tensor([1, 2]), "logps": torch.tensor([-1.0, -2.0])}
+    return save(tensors, {"origin": json.dumps({"model": "m"})})
+
+
+@fuzz(150)
+@given(content=mangled(cached_values()))
+def test_cached_values_of_a_reference(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "part.safetensors"
+    file.write_bytes(content)
+    reference = Precomputed(str(tmp_path))
+    reference.made_by, reference.values = {"model": "m"}, {}
+    survives("cached values", lambda: reference._read(file))
+    assert len(reference.values) in (0, 1, 2)
 
 
 @fuzz(300)

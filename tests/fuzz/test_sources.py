@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_modules.base import _to_row, to_record
 from data_modules.choices import ChoicesSource
 from data_modules.records import RankingRecord, Window
+from data_modules.rows import to_record, to_row
 from data_modules.sources import RankGPTSource, TeacherWindowsSource, TrecSource
 from data_modules.sources.base import Source
 from data_modules.sources.corpus import DocumentsSource, QueriesSource
 from data_modules.sources.detect import open_candidates
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.general_text import DocumentsSource as TextSource
+from lit_rerank.questions import QuestionsSource
 from tests.fuzz.inputs import dumped, fuzz, lines, mangled, mutated, survives, written
 from tests.sources.test_broken_lines import AB, READERS, Reader
 from tests.tiny import tiny_tokenizer
@@ -27,6 +28,9 @@ MORE = {
     "documents": Reader(DocumentsSource, {"_id": "a", "title": "T", "text": "A"}),
     "queries": Reader(QueriesSource, {"qid": "q1", "text": "Q"}),
     "choices": Reader(lambda path, on_error: _skipping(ChoicesSource(path), on_error), CHOICES | {"malformed": False}),
+    "questions": Reader(
+        QuestionsSource, {"subject": "S", "question": "Q", "choices": ["a", "b", "c", "d"], "answer": 1}
+    ),
     "general text": Reader(lambda path, on_error: _skipping(TextSource(path), on_error), {"text": "A"}),
     "any candidates": Reader(
         lambda path, on_error: _skipping(open_candidates(path), on_error),
@@ -140,7 +144,7 @@ def test_what_a_source_yields_can_be_kept_and_shown(data: st.DataObject, tmp_pat
     path = written(tmp_path / "data.jsonl", data.draw(lines(READERS["own"].good)))
     records: list[RankingRecord] = survives("table", lambda: list(READERS["own"].open(path, "skip"))) or []
     if records:
-        table = datasets.Dataset.from_list(list(map(_to_row, records)))
+        table = datasets.Dataset.from_list(list(map(to_row, records)))
         assert list(map(to_record, table)) == records
     for sanitise in (False, True):
         encoder = WindowEncoder(TOKENIZER, PromptSettings(max_passage_tokens=20, sanitise=sanitise), context=2000)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from data_modules.base import _to_row, to_record
 from data_modules.first_stage import Bm25
 from data_modules.records import Passage, RankingRecord, Window
+from data_modules.rows import to_record, to_row
 from data_modules.sources import JsonlSource, JudgedSource, MixedSource, PointingSource
 from data_modules.sources.own import write_jsonl
 from data_modules.sources.practice import NEAR, Negatives, Queries, answering
@@ -169,7 +169,7 @@ def test_mixed(small: str) -> None:
 def test_choices_survive_rows_and_files(small: str, tmp_path: Path) -> None:
     records = list(PointingSource(small, 5, min_size=3, max_size=3))
     write_jsonl(records, tmp_path / "r.jsonl")
-    assert list(JsonlSource(tmp_path / "r.jsonl")) == [to_record(_to_row(record)) for record in records] == records
+    assert list(JsonlSource(tmp_path / "r.jsonl")) == [to_record(to_row(record)) for record in records] == records
 
 
 @pytest.mark.parametrize("choices", [0, 3])

@@ -1,0 +1,186 @@
+"""Records in Parquet or JSONL shards, on disk or elsewhere; read whole, or streamed (see `data_modules.stream`)."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from data_modules import manifest, rows  # the modules: they import sources themselves
+from data_modules.sources.base import Row, Source, parse_object
+from data_modules.sources.dataset import HUB_ID
+from data_modules.sources.own import ranking
+from data_modules.sources.preferences import pair
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KINDS = (".parquet", ".jsonl", ".jsonl.gz")
+CHUNK = 64  # records that are read at a time
+
+
+class ShardsSource(Source[Any]):
+    """Rankings or preference pairs in files of one folder, in the order of their names.
+
+    `python -m data_modules.prepare` makes such a folder of any source, with a `manifest.json`. Any other is as good
+    whose Parquet files have the same columns, or whose JSONL files have the layouts of `JsonlSource` or `PairsSource`.
+
+    Args:
+        path: a folder, a file, a URL that fsspec knows (`s3://...`), or a dataset on the Hub that holds such files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = str(path).rstrip("/")
+        if Path(self.path).expanduser().exists():
+            self.path = str(Path(self.path).expanduser().resolve())
+        elif HUB_ID.fullmatch(self.path):
+            self.path = f"hf://datasets/{self.path}"
+        elif "://" not in self.path:
+            raise UserError(f"{path} does not exist, and is no Hub id such as your-name/prepared-rankings")
+
+    @cached_property
+    def manifest(self) -> "manifest.Manifest | None":
+        """What is known of the shards; None where there is no manifest."""
+        return None if self._manifest is None else manifest.Manifest.parse(*self._manifest)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The shards' paths or URLs."""
+        if self.manifest is not None:
+            return [f"{self.path}/{shard.name}" for shard in self.manifest.shards]
+        if self.path.endswith(KINDS):
+            return [self.path]
+        found = [file for file in map(self._file, self._listed) if file.endswith(KINDS)]
+        if not found or len({PurePosixPath(file).suffixes[0] for file in found}) > 1:
+            raise UserError(f"{self.path} must hold either .parquet files or .jsonl files, and holds {len(found)}")
+        return found
+
+    @cached_property
+    def counts(self) -> list[int | None]:
+        """How many records each shard has, by the manifest."""
+        if self.manifest is None:
+            return [None] * len(self.files)
+        return [shard.records for shard in self.manifest.shards]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> Iterator[Any]:
+        for shard in range(len(self.files)):
+            first = 0
+            for table in self.tables(shard):
+                yield from (rows.from_row(self.decode(table, i, shard, first + i)) for i in range(table.num_rows))
+                first += table.num_rows
+
+    def tables(self, shard: int) -> Iterator["pa.Table"]:
+        """The records of a shard, a few at a time: rows of Parquet, or lines.
+
+        Raises:
+            UserError: where the shard cannot be read (any further), or holds another number of records than the
+                manifest says.
+        """
+        read, meant = 0, self.counts[shard]
+        try:
+            for table in self._streams.shard(len(self.files), shard).iter(CHUNK):
+                table = _without_blanks(table)
+                read += table.num_rows
+                yield table
+        except Exception as error:  # whatever the disk, the network or the files may bring
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.files[shard]}: cannot be read after {read} records: {reason}") from error
+        if meant not in (None, read):
+            raise UserError(f"{self.files[shard]} holds {read} records; {manifest.NAME} beside it says {meant}")
+
+    def decode(self, table: "pa.Table", i: int, shard: int, number: int) -> Row:
+        """Row `i` of a table, which is the record `number` (from 0) of its shard."""
+        row: Row = table.slice(i, 1).to_pylist()[0]
+        if self.files[shard].endswith(".parquet"):
+            return row
+        try:
+            parsed = parse_object(row["text"].encode())
+            return rows.to_row(pair(parsed) if "chosen" in parsed else ranking(parsed))
+        except UserError as error:
+            raise UserError(f"{self.files[shard]}: record {number + 1}: {error}") from None
+
+    @cached_property
+    def _streams(self) -> Any:
+        from datasets import load_dataset
+
+        parquet = self.files[0].endswith(".parquet")
+        streams = self._called(
+            lambda: load_dataset("parquet" if parquet else "text", data_files=self.files, split="train", streaming=True)
+        )
+        columns = streams.column_names
+        if parquet and not any(columns == rows.schema(kind).names for kind in rows.KINDS):
+            raise UserError(
+                f"{self.path}: its columns {', '.join(columns)} are not those of prepared records: prepare it with "
+                "python -m data_modules.prepare"
+            )
+        return streams.with_format("arrow")
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise a UserError where a shard is missing, of another size than the manifest says, or no table."""
+        for shard in self.manifest.shards if self.manifest else ():
+            try:
+                size = self._system.info(f"{self.path}/{shard.name}")["size"]
+            except FileNotFoundError:
+                raise UserError(f"{self.path}/{shard.name} is missing; {manifest.NAME} beside it names it") from None
+            if size != shard.bytes:
+                raise UserError(
+                    f"{self.path}/{shard.name} has {size} bytes; {manifest.NAME} beside it says {shard.bytes}"
+                )
+        self._streams  # noqa: B018 (opened before processes are forked, which then need not)
+
+    def check_content(self) -> None:
+        """Raise a UserError where a shard on disk is not, to the byte, the one that the manifest describes."""
+        self.check()
+        for shard in self.manifest.shards if self.manifest and "://" not in self.path else ():
+            if hash_of(Path(self.path, shard.name)) != shard.sha256:
+                raise UserError(f"{self.path}/{shard.name} is not the file that {manifest.NAME} beside it describes")
+
+    @property
+    def _system(self) -> Any:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(self.path)[0]
+
+    @cached_property
+    def _listed(self) -> list[str]:
+        return sorted(map(str, self._called(lambda: self._system.ls(self.path, detail=False))))
+
+    @cached_property
+    def _manifest(self) -> tuple[bytes, str] | None:
+        place = f"{self.path}/{manifest.NAME}"
+        if self.path.endswith(KINDS):
+            return None
+        found = self._called(lambda: self._system.cat_file(place) if self._system.exists(place) else None)
+        return None if found is None else (found, place)
+
+    def _file(self, listed: str) -> str:
+        """A path as listed, as a path or URL."""
+        return f"{self.path}/{listed.rpartition('/')[2]}"
+
+    def _called(self, call: Any) -> Any:
+        try:
+            return call()
+        except Exception as error:  # whatever the disk or the network may bring
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.path}: cannot be read: {reason}") from error
+
+
+def hash_of(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _without_blanks(table: "pa.Table") -> "pa.Table":
+    """Without the blank lines of a text."""
+    import pyarrow.compute as pc
+
+    if table.column_names != ["text"]:
+        return table
+    return table.filter(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table.column("text"))), 0))

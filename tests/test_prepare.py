@@ -1,0 +1,214 @@
+"""Any source becomes shards with a manifest, and shards that are not what their manifest says are refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_modules.manifest import NAME, Manifest
+from data_modules.permutation import PermutationDataModule
+from data_modules.prepare import main, prepare
+from data_modules.records import RankingRecord
+from data_modules.sources import ConversationsSource, JsonlSource, MessagesSource, PairsSource, ShardsSource
+from data_modules.sources.detect import open_source
+from data_modules.sources.own import write_jsonl
+from lit_rerank.cli import in_one_line
+from lit_rerank.encoding import PromptSettings
+from lit_rerank.errors import UserError
+from tests.tiny import record
+
+PAIR = '{"prompt": [{"role": "user", "content": "Why?"}], "chosen": "Because.", "rejected": "Why not?"}\n'
+TALK = '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}\n'
+PLAIN = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n'
+
+
+@pytest.fixture
+def records() -> list[RankingRecord]:
+    """With and without teacher, choices and judgements."""
+    plain = RankingRecord("q0", "fleas", record("q0", 3).passages)
+    chosen = RankingRecord("q1", "fleas", record("q1", 3).passages, (2, 1, 3), choices=1)
+    return [plain, chosen, *(record(f"q{i}", 2 + i % 4) for i in range(2, 10))]
+
+
+@pytest.fixture
+def source(records: list[RankingRecord], tmp_path: Path) -> Path:
+    write_jsonl(records, tmp_path / "r.jsonl")
+    return tmp_path / "r.jsonl"
+
+
+def command(*words: str) -> None:
+    """`python -m data_modules.prepare` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["prepare", *words])
+        in_one_line(main)
+
+
+def test_records_come_back_from_shards_as_they_were(records: list[RankingRecord], source: Path, tmp_path: Path) -> None:
+    manifest = prepare(str(source), output=tmp_path / "shards", shard_records=4)
+    assert [(shard.name, shard.records) for shard in manifest.shards] == [
+        ("00000.parquet", 4),
+        ("00001.parquet", 4),
+        ("00002.parquet", 2),
+    ]
+    shards = ShardsSource(tmp_path / "shards")
+    assert list(shards) == records
+    assert shards.manifest == manifest
+    assert {file.name for file in (tmp_path / "shards").iterdir()} == {*(s.name for s in manifest.shards), NAME}
+    (tmp_path / "shards" / NAME).unlink()
+    assert list(ShardsSource(tmp_path / "shards")) == list(ShardsSource(source)) == records
+
+
+@pytest.mark.parametrize(("line", "layout"), [(PAIR + PLAIN, PairsSource), (TALK, MessagesSource)])
+def test_other_kinds_come_back_too(line: str, layout: Callable[[Path], PairsSource], tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(line)
+    prepare(str(tmp_path / "r.jsonl"), output=tmp_path / "shards")
+    assert list(ShardsSource(tmp_path / "shards")) == list(layout(tmp_path / "r.jsonl"))
+
+
+def test_a_files_layout_is_told_by_its_first_row(source: Path, tmp_path: Path) -> None:
+    assert isinstance(open_source(source), JsonlSource)
+    (tmp_path / "c.jsonl").write_text('\n{"id": "a", "conversations": []}\n')
+    assert isinstance(open_source(tmp_path / "c.jsonl"), ConversationsSource)
+
+
+def test_sources_of_all_kinds_are_named_on_the_command_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = f"{{class_path: JsonlSource, init_args: {{path: {source}}}}}"
+    (tmp_path / "s.yaml").write_text(written)
+    command(str(source), written, str(tmp_path / "s.yaml"), f"--output={tmp_path / 'shards'}", "--shard_records=7")
+    assert capsys.readouterr().out == f"{tmp_path / 'shards'}: 30 records in 5 shards\n"
+    assert list(ShardsSource(tmp_path / "shards")) == 3 * list(JsonlSource(source))
+
+
+def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = '{"qid": 1}\n{"qid": [2]}\nno json\n{"qid": 3}\n'
+    source.write_text(source.read_text() + broken)
+    with pytest.raises(SystemExit, match=rf'^error: {source}:11: "qid" must be a string, not 1$'):
+        command(str(source), f"--output={tmp_path / 'shards'}")
+    assert [file.name for file in tmp_path.iterdir()] == [source.name]  # no half of a folder is left
+    command(str(source), f"--output={tmp_path / 'shards'}", "--on_error=skip")
+    manifest = ShardsSource(tmp_path / "shards").manifest
+    assert manifest is not None
+    assert manifest.records == 10
+    assert [(left.reason, left.lines) for left in manifest.skipped] == [
+        ('"qid" must be a string', 3),
+        ("not valid JSON: Expecting value (column ...)", 1),
+    ]
+    assert manifest.skipped[0].first == f'{source}:11: "qid" must be a string, not 1'
+    assert 'skipped 3 lines: "qid" must be a string (the first: ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere is neither a .jsonl or .json file nor a source such as '{class_path: JsonlSource"),
+        (["{class_path: ["], "not valid YAML"),
+        (["{class_path: JsonlSource, init_args: {path: nowhere}}"], "nowhere does not exist"),
+        (["{class_path: NoSource}"], "NoSource"),
+        (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),
+        (["{source}", "--output={here}"], "is there already, and not empty"),
+        (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
+        (["{here}/empty.jsonl"], "empty.jsonl: there is no record"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(words: list[str], message: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(PAIR)
+    (tmp_path / "empty.jsonl").touch()
+    filled = [word.replace("{source}", str(source)).replace("{here}", str(tmp_path)) for word in words]
+    with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
+        command(f"--output={tmp_path / 'shards'}", *filled)
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.fixture
+def shards(source: Path, tmp_path: Path) -> Path:
+    prepare(str(source), output=tmp_path / "shards", shard_records=4)
+    return tmp_path / "shards"
+
+
+def rewritten(folder: Path, /, **changes: object) -> None:
+    manifest = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps(manifest | changes))
+
+
+def miscounted(shards: Path) -> None:
+    """The manifest says that the first shard has a record more than it has."""
+    first, *others = json.loads((shards / NAME).read_text())["shards"]
+    rewritten(shards, shards=[first | {"records": 5}, *others], records=11)
+
+
+def other_byte(shards: Path) -> None:
+    content = bytearray((shards / "00001.parquet").read_bytes())
+    content[100] ^= 1
+    (shards / "00001.parquet").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda shards: (shards / "00001.parquet").unlink(), r"00001.parquet is missing; manifest.json beside it"),
+        (lambda shards: (shards / "00001.parquet").write_bytes(b"PAR1"), r"has 4 bytes; manifest.json beside it says"),
+        (other_byte, r"00001.parquet is not the file that manifest.json beside it describes"),
+        (miscounted, r"00000.parquet holds 4 records; manifest.json beside it says 5"),
+        (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
+        (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
+        (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_shards_that_are_not_what_the_manifest_says_are_refused(
+    shards: Path, tiny_model: Path, change: Callable[[Path], object], message: str, streaming: bool
+) -> None:
+    change(shards)
+    module = PermutationDataModule(train=ShardsSource(shards), tokenizer=str(tiny_model), streaming=streaming)
+    with pytest.raises(UserError, match=message):
+        load(module)
+
+
+def load(module: PermutationDataModule) -> None:
+    """All that training does to load an epoch."""
+    module.prepare_data()
+    module.setup("fit")
+    for _ in module.train_dataloader():
+        pass
+
+
+def test_another_tokenizer_or_format_is_refused(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    prompt = PromptSettings(max_passage_tokens=20)
+    learnable = tmp_path / "learnable.jsonl"
+    write_jsonl([record(f"q{i}", 3) for i in range(3)], learnable)
+    manifest = prepare(str(learnable), output=tmp_path / "shards", tokenizer=str(tiny_model), prompt=prompt)
+    assert (manifest.tokens or 0) > 100
+
+    def loaded(prompt: PromptSettings) -> None:
+        load(PermutationDataModule(train=ShardsSource(tmp_path / "shards"), tokenizer=str(tiny_model), prompt=prompt))
+
+    loaded(prompt)
+    with pytest.raises(UserError, match=r"manifest.json: prepared for another format \(fingerprint \w+\) than this"):
+        loaded(PromptSettings(max_passage_tokens=21))
+    rewritten(tmp_path / "shards", encoded_as={**manifest.encoded_as, "tokenizer": "0123"})
+    with pytest.raises(UserError, match=r"prepared for another tokenizer \(fingerprint 0123\)"):
+        loaded(prompt)
+
+
+def test_a_manifest_is_read_as_it_was_written(shards: Path) -> None:
+    content = (shards / NAME).read_bytes()
+    assert Manifest.parse(content, NAME).dump().encode() == content
+
+
+def test_shards_elsewhere_are_read_by_their_url(shards: Path, records: list[RankingRecord]) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{shards}/", "/prepared/", recursive=True)
+    try:
+        source = ShardsSource("memory://prepared")
+        source.check()
+        assert list(source) == records
+        memory.rm("/prepared/00001.parquet")
+        with pytest.raises(UserError, match=r"memory://prepared/00001.parquet is missing"):
+            source.check()
+    finally:
+        memory.rm("/prepared", recursive=True)
