@@ -156,9 +156,9 @@ def test_parts_that_are_none_are_named(folder: Path, tiny_model: Path) -> None:
 def test_a_killed_run_goes_on(tmp_path: Path, tiny_model: Path) -> None:
     """By SIGKILL, while it ranks."""
     folder = write_data(tmp_path)
-    lists = [record(f"c{i}", 20) for i in range(60)]
+    lists = [record(f"c{i}", 20) for i in range(24)]
     write_candidates(lists, folder / "data" / "val.candidates.jsonl", folder / "data" / "val.qrels.txt")
-    args = ("--data.init_args.val_batch_size=2", "--trainer.precision=32-true")
+    args = ("--data.init_args.val_batch_size=1", "--trainer.precision=32-true")
     words = command("sft", "lora", "permutations", "run", *args, model=tiny_model, stage="predict")
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],

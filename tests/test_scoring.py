@@ -250,9 +250,9 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plainly(self, backend=count, **options))
     monkeypatch.setattr(scoring, "COMPILED_LENGTH", 4)  # 16 lengths up to 64 tokens, 40 up to 512
     torch._dynamo.reset()
-    lora = LoraSettings(r=2, target_modules=["q_proj"])
-    model = load_backbone(BackboneSettings(str(tiny_model), lora=lora, compile=True))
-    del model.base_model.model.model.layers[1:]  # they are alike
+    model = load_backbone(BackboneSettings(str(tiny_model), tune="full", compile=True))
+    del model.model.layers[1:]  # they are alike, and what is below is quicker to compile
+    model.model.layers[0].mlp = torch.nn.Identity()
 
     def read(tokens: int, learn: bool) -> int:
         """How many compiled graphs ran."""
@@ -266,10 +266,10 @@ def test_layers_stay_compiled_however_many_lengths_come(tiny_model: Path, monkey
 
     lengths = sorted({compiled_length(tokens) for tokens in range(1, 513)})
     assert len(lengths) == 40
-    first = {(length, learn): read(length, learn) for length in lengths for learn in (True, False)}
+    first = {(length, i % 2 == 0): read(length, i % 2 == 0) for i, length in enumerate(lengths)}
     assert min(first.values()) >= 1
     before = compiled[0]
-    assert before >= 2 * len(lengths)
+    assert before >= len(lengths)
     assert {(length, learn): read(length - 1, learn) for length, learn in first} == first
     assert compiled[0] == before  # nothing is compiled twice, and nothing runs uncompiled
     torch._dynamo.reset()
