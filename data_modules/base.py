@@ -251,7 +251,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def _place(self) -> tuple[int, int, int]:
         """How many processes there are, which is this, and the epoch."""
         trainer = self.trainer
-        return (trainer.world_size, trainer.global_rank, trainer.current_epoch) if trainer else (1, 0, 0)
+        return (
+            (trainer.world_size, trainer.global_rank, trainer.fit_loop.epoch_progress.current.processed)
+            if trainer
+            else (1, 0, 0)
+        )
 
     def _loading(self, sampler: EpochSampler, batch_size: int | None) -> dict[str, Any]:
         """What all loaders have in common."""

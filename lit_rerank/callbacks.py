@@ -23,6 +23,7 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
+from lit_rerank.loop import ends_epoch, validation_follows
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
 from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
@@ -112,10 +113,13 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Write `last.ckpt` where it is due."""
+        if self._is_due(trainer) and not ends_epoch(trainer):
+            self._save_amid_epoch(trainer)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
         due = step == trainer.max_steps or (self.last_every is not None and step % self.last_every == 0)
-        if due and step != self._last_saved_at:  # all the batches of an accumulation come here
-            self._save_amid_epoch(trainer)
+        return due and step != self._last_saved_at  # all the batches of an accumulation ask
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the best and the last, unless that waits for the epoch's end."""
@@ -131,7 +135,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         """Write the best and the last, unless `max_steps` has ended the epoch early: nothing could resume that."""
         if trainer.is_last_batch:
             super().on_train_epoch_end(trainer, pl_module)
-            if self._should_save_on_train_epoch_end(trainer):
+            if self._should_save_on_train_epoch_end(trainer) or self._is_due(trainer):
                 self._save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -140,8 +144,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             self._save_last(trainer)
 
     def _save_amid_epoch(self, trainer: L.Trainer) -> None:
-        loop: Any = trainer.fit_loop
-        self._validation_first = trainer.validating or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._validation_first = trainer.validating or validation_follows(trainer)
         if not self._validation_first or trainer.global_step != trainer.max_steps:  # nothing resumes after max_steps
             self._save_last(trainer)
         self._validation_first = False

@@ -339,10 +339,11 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        state = self._state()
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
-        checkpoint["processes"] = gather({"rng": rng_state(), "figures": self._figures["train"].state()})
-        if self._figures["train"].state():
-            checkpoint["gradients"] = self._mean_gradients()
+        checkpoint["processes"] = gather({"rng": state["rng"], "figures": state["figures"]})
+        if state["figures"]:
+            checkpoint["gradients"] = state["gradients"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name: value.shape for name, value in trainable_parameters(self).items()}
@@ -367,6 +368,13 @@ class RerankModule(L.LightningModule, Generic[Example]):
             for name, gradient in self._resumed["gradients"].items():
                 parameters[name].grad = gradient.to(parameters[name].device)
             self._resumed = None
+
+    def _state(self) -> dict[str, Any]:
+        """Where this process stands, as `_resumed`; a run that has not yet gone on stands where it was resumed."""
+        if self._resumed is not None:
+            return self._resumed
+        figures = self._figures["train"].state()
+        return {"rng": rng_state(), "figures": figures, "gradients": self._mean_gradients() if figures else {}}
 
     def _mean_gradients(self) -> dict[str, Tensor]:
         """The gradients of an accumulation under way, as all processes may go on from: in the end they are averaged."""

@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_rerank.loop import ends_epoch
+
 EXIT_CODE = 128 + signal.SIGTERM  # as the shell has it
 
 
@@ -33,7 +35,12 @@ class StopOnSigterm(L.Callback):
     on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._stop_if_asked(trainer)
+        if not ends_epoch(trainer):
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if ends_epoch(trainer):
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.state.fn == "fit":

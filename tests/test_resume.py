@@ -89,6 +89,42 @@ def test_sft_with_lora_resumes_at_the_end_and_in_the_middle_of_an_epoch(folder: 
     check_resume(folder, "sft-lora", args, crashes=(4, 5))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumes_after_the_last_step_of_an_epoch_that_no_validation_follows(
+    folder: Path, tiny_model: Path, workers: int
+) -> None:
+    amid = ("--trainer.val_check_interval=6", f"--data.init_args.num_workers={workers}")
+    args = command("sft", "lora", "permutations", "", *COMMON, *EPOCHS, *amid, DROPOUT, model=tiny_model)
+    check_resume(folder, f"sft-epoch-{workers}", args, crashes=(4,))
+
+
+def test_a_run_that_stops_again_before_it_has_gone_on_resumes(folder: Path, tiny_model: Path) -> None:
+    """It validates first, and what it saves then is where it was resumed: dropout would tell."""
+    args = command(
+        "sft",
+        "lora",
+        "permutations",
+        "again",
+        *COMMON,
+        *EPOCHS,
+        "--trainer.val_check_interval=2",
+        DROPOUT,
+        model=tiny_model,
+    )
+    train_in(folder, [*args, "--trainer.default_root_dir=again-whole"])
+    for crash in (f"{CRASH}BeforeValidation", CRASH):
+        with pytest.raises(RuntimeError, match="power cut"):
+            more = (f"--trainer.callbacks+={crash}", "--trainer.callbacks.at=2", "--ckpt_path=last")
+            train_in(folder, [*args, *more])
+    train_in(folder, [*args, "--ckpt_path=last"])
+    whole, again = (figures(folder / run) for run in ("again-whole", "again"))
+    assert len(whole) == 8
+    for step, row in whole.items():
+        assert {k: again[step][k] for k in row if "tokens" not in k} == {
+            k: v for k, v in row.items() if "tokens" not in k
+        }
+
+
 def test_sft_with_qlora_and_worker_processes_resumes(folder: Path, tiny_model: Path) -> None:
     args = command("sft", "qlora", "permutations", "", *COMMON, *STEPS, DROPOUT, model=tiny_model)
     check_resume(folder, "sft-qlora", [*args, "--data.init_args.num_workers=2"], crashes=(5,))

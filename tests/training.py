@@ -76,3 +76,14 @@ class Crash(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.at:
             raise RuntimeError("power cut")
+
+
+class CrashBeforeValidation(Crash):
+    """The same, before the validation that follows step `at`."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        pass
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step == self.at and not trainer.sanity_checking:
+            raise RuntimeError("power cut")
