@@ -250,12 +250,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def _place(self) -> tuple[int, int, int]:
         """How many processes there are, which is this, and the epoch."""
-        trainer = self.trainer
-        return (
-            (trainer.world_size, trainer.global_rank, trainer.fit_loop.epoch_progress.current.processed)
-            if trainer
-            else (1, 0, 0)
-        )
+        if self.trainer is None:
+            return 1, 0, 0
+        loop: Any = self.trainer.fit_loop
+        # Lightning's own count of epochs is one behind where a run is resumed at an epoch's end.
+        return self.trainer.world_size, self.trainer.global_rank, loop.epoch_progress.current.processed
 
     def _loading(self, sampler: EpochSampler, batch_size: int | None) -> dict[str, Any]:
         """What all loaders have in common."""

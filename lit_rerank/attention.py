@@ -69,24 +69,37 @@ def _in_layout(
     settings: dict[str, Any],
 ) -> Tensor:
     """Trunk by trunk, each with the beginning that all share; what that sees is kept of the first one only."""
+    parts = [_cut(x, layout) for x in (query, key, value)]
     outputs = []
     for number, segment in enumerate(layout.segments):
+        beginning, trunk, branches = ([x[place] for x in parts] for place in (0, 2 * number + 1, 2 * number + 2))
         if segment.cache and segment.cache.length:
-            k, v = segment.cache.extend(layer, key[:, :, segment.branches], value[:, :, segment.branches])
-            mask = _continued_mask(layout, segment, window)
-            outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
+            q, k, v = branches
+            k, v = segment.cache.extend(layer, k, v)
+            outputs.append(_attend(q, k, v, _continued_mask(layout, segment, window), **settings))
             continue
-        q, k, v = (_joined(x, slice(0, segment.common), segment.trunk) for x in (query, key, value))
+        if segment.common:
+            trunk = [torch.cat(both, 2) for both in zip(beginning, trunk, strict=True)]
+        q, k, v = trunk
         seen = _attend(q, k, v, _trunk_mask(q, window), **settings)
         outputs.append(seen[:, :, segment.common :] if number else seen)
         if segment.cache:
             segment.cache.extend(layer, k, v)
         if len(segment.visible):
-            k, v = (torch.cat((whole, x[:, :, segment.branches]), 2) for whole, x in ((k, key), (v, value)))
-            mask = _branch_mask(layout, segment, window)
-            outputs.append(_attend(query[:, :, segment.branches], k, v, mask, **settings))
+            q, *own = branches
+            k, v = (torch.cat(both, 2) for both in zip((k, v), own, strict=True))
+            outputs.append(_attend(q, k, v, _branch_mask(layout, segment, window), **settings))
     padding = outputs[0].new_zeros(*query.shape[:2], query.shape[2] - len(layout), value.shape[-1])
     return torch.cat([*outputs, padding], 2)
+
+
+def _cut(x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """The common beginning, then each trunk and its branches, then padding.
+
+    All at once: backwards, each slice of its own would fill a whole row with zeros and add it to the others.
+    """
+    own = [part.stop - part.start for segment in layout.segments for part in (segment.trunk, segment.branches)]
+    return x.split([layout.common, *own, x.shape[2] - len(layout)], 2)
 
 
 def _attend(
@@ -120,13 +133,6 @@ def _attend(
         mask = pad(mask, (key.shape[2] - mask.shape[1], 0), value=True)
         output = scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scaling)
     return output.reshape(1, heads, tokens, value.shape[-1])
-
-
-def _joined(x: Tensor, beginning: slice, end: slice) -> Tensor:
-    """Two parts of a row, which need not be neighbours."""
-    if beginning.stop == end.start:
-        return x[:, :, : end.stop]
-    return torch.cat((x[:, :, beginning], x[:, :, end]), 2) if beginning.stop else x[:, :, end]
 
 
 def _trunk_mask(query: Tensor, window: int | None) -> Tensor | None:

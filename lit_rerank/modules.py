@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.records import RankingRecord
@@ -142,6 +143,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         replay_weight: weight of a conversation in the step's mean, where a window weighs 1; 0: measured, not learned.
     """
 
+    teaches_format = False  # whether it may start from answers of another format
+
     def __init__(
         self,
         backbone: BackboneSettings,
@@ -184,10 +187,13 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """Going on from an adapter or model of this project, the prompt must be written as it knows it."""
         known = load_prompt_settings(start, self.prompt)
         for name in ("format", "repeat_identifier"):
-            if getattr(known, name) != getattr(self.prompt, name):
-                raise UserError(
-                    f"{start} was trained with {name} {getattr(known, name)}: set model.init_args.prompt.{name} to it"
-                )
+            before, now = getattr(known, name), getattr(self.prompt, name)
+            if before == now:
+                continue
+            if name == "format" and self.teaches_format:
+                rank_zero_warn(f"{start} was trained with format {before}: this run teaches it {now}")
+            else:
+                raise UserError(f"{start} was trained with {name} {before}: set model.init_args.prompt.{name} to it")
 
     @abstractmethod
     def questions(self, windows: Sequence[Example]) -> Questions:
@@ -396,6 +402,8 @@ class SFTModule(RerankModule[EncodedWindow]):
         normalise_choices: take a choice's probability over the identifiers that remain, not over the vocabulary.
         replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
     """
+
+    teaches_format = True
 
     def __init__(
         self,

@@ -66,12 +66,10 @@ class Row:
     decode: str
 
 
-DIRECT = ("--model.init_args.prompt.format=direct",)
 TRAININGS = {
     "pointing": Training("trecdl.pointing"),
-    "pointing_direct": Training("trecdl.pointing", options=DIRECT),
     # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
-    "direct": Training("trecdl.sft", "pointing_direct", (*DIRECT, "--trainer.max_epochs=2", "--trainer.max_steps=900")),
+    "direct": Training("trecdl.sft", "pointing", ("--model.init_args.prompt.format=direct", "--trainer.max_steps=540")),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
 }

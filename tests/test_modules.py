@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -358,14 +359,24 @@ def test_the_frozen_adapter_needs_an_adapter(tiny_model: Path) -> None:
         DPOModule(BackboneSettings(str(tiny_model))).configure_model()
 
 
-@pytest.mark.parametrize("differing", [{"format": "direct"}, {"repeat_identifier": True}])
-def test_an_adapter_goes_on_with_the_prompt_it_knows(
-    tiny_model: Path, tmp_path: Path, differing: dict[str, Any]
-) -> None:
+def test_an_adapter_goes_on_with_the_prompt_it_knows(tiny_model: Path, tmp_path: Path) -> None:
     save_prompt_settings(PromptSettings(), tmp_path)
-    for start in (
+    adapter, whole = (
         BackboneSettings(str(tiny_model), adapter=str(tmp_path)),
         BackboneSettings(str(tmp_path), tune="full"),
-    ):
-        with pytest.raises(UserError, match=f"trained with {next(iter(differing))}"):
-            SFTModule(start, PromptSettings(**differing)).configure_model()
+    )
+    repeated, direct = PromptSettings(repeat_identifier=True), PromptSettings(format="direct")
+    for module in (SFTModule(adapter, repeated), SFTModule(whole, repeated), DPOModule(adapter, repeated)):
+        with pytest.raises(UserError, match="trained with repeat_identifier False"):
+            module.configure_model()
+    with pytest.raises(UserError, match="trained with format chain"):
+        DPOModule(adapter, direct).configure_model()
+
+
+def test_sft_may_teach_another_format(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    save_prompt_settings(PromptSettings(format="direct"), tmp_path)
+    module = SFTModule(BackboneSettings(str(tmp_path), tune="full"), PromptSettings())
+    with pytest.warns(UserWarning, match=f"{tmp_path} was trained with format direct: this run teaches it chain"):
+        module.configure_model()
+    assert module.encoder.settings.format == "chain"

@@ -113,8 +113,8 @@ def test_a_run_that_stops_again_before_it_has_gone_on_resumes(folder: Path, tiny
     )
     train_in(folder, [*args, "--trainer.default_root_dir=again-whole"])
     for crash in (f"{CRASH}BeforeValidation", CRASH):
+        more = (f"--trainer.callbacks+={crash}", "--trainer.callbacks.at=2", "--ckpt_path=last")
         with pytest.raises(RuntimeError, match="power cut"):
-            more = (f"--trainer.callbacks+={crash}", "--trainer.callbacks.at=2", "--ckpt_path=last")
             train_in(folder, [*args, *more])
     train_in(folder, [*args, "--ckpt_path=last"])
     whole, again = (figures(folder / run) for run in ("again-whole", "again"))
