@@ -366,11 +366,15 @@ def test_an_adapter_goes_on_with_the_prompt_it_knows(tiny_model: Path, tmp_path:
         BackboneSettings(str(tmp_path), tune="full"),
     )
     repeated, direct = PromptSettings(repeat_identifier=True), PromptSettings(format="direct")
-    for module in (SFTModule(adapter, repeated), SFTModule(whole, repeated), DPOModule(adapter, repeated)):
+    for module in (
+        SFTModule(adapter, repeated),
+        SFTModule(whole, repeated),
+        DPOModule(adapter, prompt=repeated, reference=AdapterOff()),
+    ):
         with pytest.raises(UserError, match="trained with repeat_identifier False"):
             module.configure_model()
     with pytest.raises(UserError, match="trained with format chain"):
-        DPOModule(adapter, direct).configure_model()
+        DPOModule(adapter, prompt=direct, reference=AdapterOff()).configure_model()
 
 
 def test_sft_may_teach_another_format(tiny_model: Path, tmp_path: Path) -> None:
