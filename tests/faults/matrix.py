@@ -23,6 +23,7 @@ COMMON = (
 DROPOUT = "--model.init_args.backbone.lora.dropout=0.1"
 REPLAY = (f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.1")  # 2 of 20
 WORKERS = "--data.init_args.num_workers=2"
+STREAMED = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.shuffle_buffer=3", WORKERS)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Row:
 
 
 MATRIX = (
-    Row("sft-lora", "sft", "lora", (DROPOUT,), 4),
-    Row("sft-lora-workers", "sft", "lora", (DROPOUT, WORKERS), 3),
+    Row("sft-lora", "sft", "lora", (DROPOUT,), 3),
+    Row("sft-lora-workers", "sft", "lora", (DROPOUT, WORKERS), 2),
+    Row("sft-lora-streamed", "sft", "lora", (DROPOUT, *STREAMED), 2),
     Row("sft-qlora", "sft", "qlora", (DROPOUT,), 2),
     Row("sft-qlora-workers-replay", "sft", "qlora", (DROPOUT, WORKERS, *REPLAY), 3),
     Row("sft-lora-replay", "sft", "lora", (DROPOUT, *REPLAY, "--checkpoint.every_n_train_steps=3"), 2),

@@ -12,7 +12,7 @@ from lit_rerank.sigterm import EXIT_CODE
 from tests.faults.matrix import MATRIX, PAIR, Row
 from tests.faults.runs import LAST, Run, difference, finish
 
-PLAIN, WORKERS = MATRIX[0], MATRIX[1]
+PLAIN, WORKERS, STREAMED = MATRIX[:3]
 Fault = Callable[[Path, str], dict[str, Any]]
 
 
@@ -70,6 +70,21 @@ def data_deleted(folder: Path, name: str) -> dict[str, Any]:
     return outcome(folder, WORKERS, name, without, code, right and code == 0)
 
 
+def shard_deleted(folder: Path, name: str) -> dict[str, Any]:
+    """The run ends and names the shard that it could not read."""
+    shards, moved = folder / "data" / "train.shards", folder / "moved.shards"
+    run = Run(folder, STREAMED.args(folder, name))
+    run.reach(2)
+    moved.mkdir()
+    for shard in shards.glob("*.parquet"):
+        shard.rename(moved / shard.name)
+    code = run.end()
+    for shard in moved.iterdir():
+        shard.rename(shards / shard.name)
+    right = code == 1 and "train.shards/" in "".join(run.errors())
+    return outcome(folder, STREAMED, name, run, code, right)
+
+
 def worker_killed(folder: Path, name: str) -> dict[str, Any]:
     run = Run(folder, WORKERS.args(folder, name))
     run.reach(2)
@@ -78,21 +93,17 @@ def worker_killed(folder: Path, name: str) -> dict[str, Any]:
     return outcome(folder, WORKERS, name, run, code, code == 1 and "--ckpt_path last" in run.said())
 
 
-def sigterm(folder: Path, name: str) -> dict[str, Any]:
+def sigterm(folder: Path, name: str, row: Row = WORKERS) -> dict[str, Any]:
     """All processes get it, those of the loader too."""
-    run = Run(folder, WORKERS.args(folder, name))
+    run = Run(folder, row.args(folder, name))
     run.reach(3)
     run.signal(signal.SIGTERM)
     code = run.end()
-    return outcome(folder, WORKERS, name, run, code, code == EXIT_CODE and "SIGTERM: stopped after" in run.said())
+    return outcome(folder, row, name, run, code, code == EXIT_CODE and "SIGTERM: stopped after" in run.said())
 
 
 def sigterm_two_ranks(folder: Path, name: str) -> dict[str, Any]:
-    run = Run(folder, PAIR.args(folder, name))
-    run.reach(3)
-    run.signal(signal.SIGTERM)
-    code = run.end()
-    return outcome(folder, PAIR, name, run, code, code == EXIT_CODE and "SIGTERM: stopped after" in run.said())
+    return sigterm(folder, name, PAIR)
 
 
 def rank_killed(folder: Path, name: str) -> dict[str, Any]:
@@ -124,6 +135,7 @@ FAULTS: tuple[Fault, ...] = (
     disk_full,
     checkpoint_truncated,
     data_deleted,
+    shard_deleted,
     worker_killed,
     sigterm,
     sigterm_two_ranks,
