@@ -23,7 +23,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lucene model quickstart train-pydocs $(RESULTS) lint test test-faults bench-train bench-rerank \
-	bench-stream check-decoding check-streaming tensorboard wheel clean
+	bench-stream check-decoding check-results check-streaming tensorboard wheel clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-results: $(STAMP) $(MODEL)/config.json ## Measure the shipped adapter again: as expected? (LISTS, MMLU; 2 cores: some 10 minutes)
+	$(BIN)/python -m scripts.check_results --lists $(LISTS) --mmlu $(MMLU)
 
 test: $(STAMP) lucene $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

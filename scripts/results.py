@@ -59,11 +59,18 @@ class Row:
         title: what it is.
         training: whose adapter is measured; None: the model as it is.
         decode: how it ranks.
+        depths: how much of a list it ranks.
     """
 
     title: str
     training: str | None
     decode: str
+    depths: tuple[int, ...] = DEPTHS
+
+    @property
+    def adapter(self) -> Path | None:
+        """Where the training leaves it."""
+        return None if self.training is None else RUNS / self.training / "adapter"
 
 
 TRAININGS = {
@@ -74,7 +81,7 @@ TRAININGS = {
     "dpo": Training("trecdl.dpo", "chain"),
 }
 ROWS = {
-    "base": Row("untuned", None, "chain"),
+    "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
     "likelihood": Row("untuned, query likelihood", None, "likelihood"),
     "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
     "chain": Row("chain SFT", "chain", "chain"),
@@ -130,30 +137,36 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
     """Rank both lists to both depths, and ask what the model still knows; what is measured is not measured again."""
     folder = RUNS / "measured" / name
     for first_stage in LISTS:
-        for depth in DEPTHS:
-            out = folder / f"dl21.{first_stage}.{depth}"
-            sliding = SLIDING if row.decode != "likelihood" else ("--window", str(depth), "--stride", "1")
-            candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
-            files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
-            asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", row.decode]
-            options = [*READING, *sliding, "--depth", str(depth)]
-            evaluate("rerank", Path(f"{out}.json"), *_model(row), *asked, *files, *options)
+        for depth in row.depths:
+            rank(row.adapter, row.decode, first_stage, depth, lists, folder)
     if row.decode != "likelihood":
-        ask(name, row, mmlu)
+        ask(row.adapter, mmlu, folder)
     (folder / "complete").touch()
 
 
-def ask(name: str, row: Row, mmlu: Path) -> None:
+def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
+    """Rank the upper part of a first stage's lists of DL 2021."""
+    out = folder / f"dl21.{first_stage}.{depth}"
+    sliding = SLIDING if decode != "likelihood" else ("--window", str(depth), "--stride", "1")
+    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
+    asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", decode]
+    options = [*READING, *sliding, "--depth", str(depth)]
+    evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *asked, *files, *options)
+
+
+def ask(adapter: Path | None, mmlu: Path, folder: Path) -> None:
     """Ask what a model still knows; of one that was trained, compared with what the base knows."""
     options = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS), "--text", "shipped"]
-    if row.training is not None:
-        ask("base", ROWS["base"], mmlu)
-        options += ["--against", f"{RUNS}/measured/base/mmlu.details.jsonl"]
-    evaluate("mmlu", RUNS / "measured" / name / "mmlu.json", *_model(row), *options, "--dtype", "bfloat16")
+    if adapter is not None:
+        base = RUNS / "measured" / "base"
+        ask(None, mmlu, base)
+        options += ["--against", f"{base}/mmlu.details.jsonl"]
+    evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", "bfloat16")
 
 
-def _model(row: Row) -> list[str]:
-    return ["--model", MODEL, *(() if row.training is None else ("--adapter", f"{RUNS / row.training}/adapter"))]
+def _model(adapter: Path | None) -> list[str]:
+    return ["--model", MODEL, *(() if adapter is None else ("--adapter", str(adapter)))]
 
 
 def evaluate(command: str, metrics: Path, *options: str) -> None:
@@ -194,6 +207,7 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
     candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
     own = RUNS / "measured" / f"{first_stage}.run.txt"
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
+    measured = [name for name in measured if depth in ROWS[name].depths]
     runs = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}.run.txt" for name in measured}
     named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in runs.items())]
     found: dict[str, Any] = {}
@@ -236,13 +250,15 @@ def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[s
     lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
     lines.append("| first stage | " + " | ".join(_mean(compared[key][key.split(".")[0]]) for key in lists) + " | | | |")
     for name in rows:
-        cells = [ROWS[name].title, *(_mean(compared[key][name]) for key in lists)]
+        cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
         cells += [_kept(kept.get(name), measure) for measure in ("answer_logprob", "bits_per_byte", "acc_cloze")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(figures: dict[str, Any]) -> str:
+def _mean(figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return ""
     low, high = figures["interval"]
     return f"{figures['mean']:.4f} ({low:.3f} to {high:.3f})"
 
@@ -260,7 +276,7 @@ def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kep
     """Ranking against what is still known: right and up is better."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
-        for name in (row for row in rows if row in kept):
+        for name in (row for row in rows if row in kept and row in compared["bm25.100"]):
             ranked, change = compared["bm25.100"][name], f"difference.{measure}"
             x = kept[name].get(change, 0.0)
             ends = [kept[name].get(f"{change}.{end}", 0.0) for end in ("low", "high")]

@@ -10,7 +10,7 @@ import pytest
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
 from lit_rerank.errors import UserError
-from scripts import results, trecdl_data
+from scripts import check_results, results, trecdl_data
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 
@@ -126,3 +126,15 @@ def test_what_a_training_took(tmp_path: Path) -> None:
     rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in (0, 1, 1)]  # 1 was done again
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert results.cost(tmp_path) == {"steps": 2, "tokens": 1200.0, "minutes": 2.0}
+
+
+def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"bm25.nDCG@10": 0.45, "answer_logprob": -1.4}
+    check_results.check({"bm25.nDCG@10": 0.4599, "answer_logprob": -1.4049}, expected)
+    assert "all 2 figures are as in results/expected.json" in capsys.readouterr().out
+    wrong = {"bm25.nDCG@10": 0.4601, "answer_logprob": float("nan")}
+    with pytest.raises(UserError) as error:
+        check_results.check(wrong, expected)
+    assert str(error.value) == (
+        "bm25.nDCG@10 is 0.4601, expected 0.4500, tolerance 0.01; answer_logprob is nan, expected -1.4000, tolerance 0.005"
+    )
