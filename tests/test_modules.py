@@ -21,10 +21,11 @@ from lit_rerank.backbone import BackboneSettings, load_tokenizer, trainable_para
 from lit_rerank.callbacks import JsonLinesLogger
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.modules import OptimizerSettings, RerankModule
+from lit_rerank.modules import RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.reference import AdapterOff
 from lit_rerank.reranker import save_prompt_settings
+from lit_rerank.settings import OptimizerSettings
 from lit_rerank.targets import PreferenceTargets
 from tests.encoders import parts
 from tests.tiny import record

@@ -20,10 +20,11 @@ from lit_rerank import DPOModule, SFTModule
 from lit_rerank.backbone import BackboneSettings, load_tokenizer, trainable_parameters
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.modules import OptimizerSettings, RerankModule
+from lit_rerank.modules import RerankModule
 from lit_rerank.packing import Packer
 from lit_rerank.replay import ConversationEncoder, EncodedConversation
 from lit_rerank.scoring import token_logps
+from lit_rerank.settings import OptimizerSettings
 from tests.encoders import PAIRS
 from tests.test_data_modules import batches, flat
 from tests.test_modules import (
