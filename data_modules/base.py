@@ -127,6 +127,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             shards.check_content()
 
     def setup(self, stage: str) -> None:
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.overfit_batches would put samplers of its own in place of those that windows are drawn by: "
+                "to learn a few windows by heart, give data.init_args.train a file of so few records"
+            )
         name, trust = self.tokenizer, self.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         for shards in self._prepared(stage):

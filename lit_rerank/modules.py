@@ -301,6 +301,11 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 f"the checkpoint is of another backbone or adapter: {len(unlike)} of its parameters differ in name or "
                 f"shape, such as {unlike[0]}"
             )
+        if "processes" not in checkpoint:
+            raise UserError(
+                "the checkpoint does not hold where its run stood: another version of lit-rerank, or another program, "
+                "wrote it; start anew from its adapter (model.init_args.backbone.adapter)"
+            )
         processes = checkpoint["processes"]
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 

@@ -162,6 +162,16 @@ def test_a_checkpoint_of_another_backbone_is_refused_in_one_line(
         train_in(folder, [*args, *more, "--ckpt_path=sft/checkpoints/last.ckpt"])
 
 
+def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Path, adapter: str) -> None:
+    checkpoint = folder / Path(adapter).parent / "checkpoints" / "last.ckpt"
+    foreign = torch.load(checkpoint, weights_only=True)
+    del foreign["processes"]
+    torch.save(foreign, folder / "foreign.ckpt")
+    args = command("sft", "lora", "permutations", "foreign", *COMMON, *STEPS, DROPOUT, model=tiny_model)
+    with pytest.raises(SystemExit, match=r"^error: the checkpoint does not hold where its run stood: [^\n]*$"):
+        train_in(folder, [*args, "--ckpt_path=foreign.ckpt"])
+
+
 class Terminate(L.Callback):
     """Sends SIGTERM to this process when batch `at` of the epoch is learned from, or in validation `validation`."""
 

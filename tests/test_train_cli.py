@@ -321,6 +321,7 @@ MISTAKES = {
     "fewer than no workers": (["--data.init_args.num_workers=-1"], "data.num_workers is -1"),
     "no data": (["--data=null"], "the following arguments are required: fit.data"),
     "an abbreviation": (["--trainer.max_epoch=1"], "unrecognized arguments: --trainer.max_epoch=1"),
+    "batches to overfit": (["--trainer.overfit_batches=1"], "trainer.overfit_batches would put samplers of its own"),
     "no batch": (["--data.init_args.batch_size=0"], "data.batch_size 0"),
     "monitor not logged": (["--checkpoint.monitor=val/none", *TWO_STEPS], "could not find the monitored key"),
     "no training data": (["--data.init_args.train=null"], "data.init_args.train is not set"),
