@@ -5,7 +5,6 @@ runs/quickstart.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
-from scripts.recipes import curve, start_anew, train
+from scripts.recipes import curve, pays_to_compile, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/quickstart")
+SHIPPED = Path("adapters/smollm2-135m-chain")  # hours of TREC DL
 STAGES = ("pointing", "sft", "dpo")
 SLIDING = SlidingWindow(window=5, stride=3, depth=8)
 MEASURES = ("nDCG@10", "RR@10")
@@ -40,7 +40,8 @@ def main() -> None:
     records = list(SearchedSource("pydocs/test", depth=SLIDING.depth))
     windows = [Window.of(r, range(len(r.passages))) for r in JudgedSource("pydocs/val", 96, 5, 5)]
     systems = {"first_stage": ranking_figures("first_stage", in_first_stage_order(records), records)}
-    for name, adapter in {"base": None, "sft": RUNS / "sft/adapter", "dpo": RUNS / "dpo/adapter"}.items():
+    adapters = {"base": None, "sft": RUNS / "sft/adapter", "dpo": RUNS / "dpo/adapter", "shipped": SHIPPED}
+    for name, adapter in adapters.items():
         systems[name] = evaluate(name, adapter, records, windows)
     seconds = round(time.perf_counter() - started)
     summary = {**systems, "queries": len(records), "seconds": seconds}
@@ -63,13 +64,6 @@ def trained(stage: str, compiles: bool) -> bool:
     return False
 
 
-def pays_to_compile() -> bool:
-    """Where the processor multiplies bfloat16 matrices in tiles, all that is not a product is worth compiling."""
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and shutil.which("g++") is not None
-
-
 def evaluate(
     name: str, adapter: Path | None, records: Sequence[RankingRecord], windows: Sequence[Window]
 ) -> dict[str, Any]:
@@ -77,7 +71,7 @@ def evaluate(
     from lit_rerank.retention import mmlu_smoke
 
     print(f"\n== evaluation: {name}\n", flush=True)
-    prompt = load_prompt_settings(RUNS / "sft/adapter")  # the base model is asked in the same way
+    prompt = load_prompt_settings(adapter or RUNS / "sft/adapter")  # the base model is asked as SFT is
     reranker = Reranker.from_pretrained(
         MODEL,
         None if adapter is None else str(adapter),

@@ -61,6 +61,13 @@ def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:
     return words
 
 
+def pays_to_compile() -> bool:
+    """Where the processor multiplies bfloat16 matrices in tiles, all that is not a product is worth compiling."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and shutil.which("g++") is not None
+
+
 def windows_seen(run: Path) -> list[tuple[int, int]]:
     """(optimizer step, windows that training had seen after it), on one device without accumulation."""
     batch: int = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["batch_size"]

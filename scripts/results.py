@@ -22,7 +22,7 @@ from data_modules.trec import write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
-from scripts.recipes import curve, go_on
+from scripts.recipes import curve, go_on, pays_to_compile
 from scripts.trecdl_data import write_data
 
 mpl.use("Agg")
@@ -120,6 +120,8 @@ def train(name: str, lists: Path) -> None:
                 f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",
                 f"--data.init_args.{part}.init_args.qrels={lists}/qrels.dl21.txt",
             ]
+    if pays_to_compile():
+        options.append("--model.init_args.backbone.compile=true")
     if training.start is not None:
         train(training.start, lists)
         options.append(f"--model.init_args.backbone.adapter={RUNS / training.start}/adapter")

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
+from lit_rerank import Reranker
+from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
-from scripts import check_results, results, trecdl_data
+from lit_rerank.reranker import save_prompt_settings
+from scripts import check_results, results, ship_adapter, trecdl_data
+from tests.references import save_adapter
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 
@@ -139,3 +145,22 @@ def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureF
         "bm25.nDCG@10 is 0.4601, expected 0.4500, tolerance 0.01",
         "answer_logprob is nan, expected -1.4000, tolerance 0.005",
     ]
+
+
+def test_a_shipped_adapter_is_half_as_large_and_all_but_equal(tiny_model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "run", tmp_path / "shipped"
+    save_adapter(tiny_model, source, seed=1)
+    save_prompt_settings(PromptSettings(max_passage_tokens=60), source)
+    target.mkdir()
+    (target / "README.md").write_text("a model card")
+    ship_adapter.ship(source, target)
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (source, target))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert after[name].dtype == torch.bfloat16
+        torch.testing.assert_close(after[name].float(), weight, rtol=2**-8, atol=0)
+    assert (target / "README.md").read_text() == "a model card"
+    Reranker.from_pretrained(str(tiny_model), str(target))  # as any adapter
+    (source / "lit_rerank.json").unlink()
+    with pytest.raises(UserError, match=r"holds no adapter of this project: lit_rerank\.json is missing"):
+        ship_adapter.ship(source, target)

@@ -55,8 +55,8 @@ def test_a_stage_that_cannot_be_compiled_is_trained_without(calls: list[list[str
 @pytest.mark.parametrize("capabilities", [{}, {"amx_bf16": False}, {"amx_bf16": True}])
 def test_compiling_is_for_processors_with_tiles(capabilities: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(quickstart.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert quickstart.pays_to_compile() == capabilities.get("amx_bf16", False)
+    monkeypatch.setattr(recipes.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert recipes.pays_to_compile() == capabilities.get("amx_bf16", False)
 
 
 def test_what_is_complete_is_kept_and_what_was_stopped_continues(calls: list[list[str]], tmp_path: Path) -> None:
