@@ -105,6 +105,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.records: dict[str, datasets.Dataset] = {}
         # Which candidate lists predict is still to rank, by their numbers; None: all.
         self.unranked: Callable[[Iterable[RankingRecord]], Sequence[int]] | None = None
+        self._train_loader: Any = None
         self.sizes: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,7 +175,14 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             examples, batch_size = self._examples(), self.batch_size
             sampler = BucketSampler(examples, processes, rank, self.seed, batch_size, self._accumulated)
         sampler.set_epoch(epoch)  # of a resumed run, whose loader goes on before Lightning sets it
-        return StatefulDataLoader(examples, **self._loading(sampler, batch_size))
+        self._train_loader = StatefulDataLoader(examples, **self._loading(sampler, batch_size))
+        return self._train_loader
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the training loader's processes: Lightning ends those of torch's loaders only, and a SIGTERM does not."""
+        iterator: Any = getattr(self._train_loader, "_iterator", None)
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
     def _examples(self) -> Any:
         """Those of an epoch, in memory."""
