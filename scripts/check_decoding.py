@@ -24,7 +24,7 @@ from lit_rerank.evaluation.report import make_way, progress_bar, report
 
 MODEL = "models/smollm2-135m-instruct"
 TOLERANCE = 1e-4
-BATCH = 8  # windows that `generate` does at a time
+BATCH = 24  # windows that `generate` does at a time
 
 
 @dataclass

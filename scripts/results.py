@@ -76,7 +76,11 @@ class Row:
 TRAININGS = {
     "pointing": Training("trecdl.pointing"),
     # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
-    "direct": Training("trecdl.sft", "pointing", ("--model.init_args.prompt.format=direct", "--trainer.max_steps=540")),
+    "direct": Training(
+        "trecdl.sft",
+        "pointing",
+        ("--model.init_args.prompt.format=direct", "--trainer.max_epochs=2", "--trainer.max_steps=790"),
+    ),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
 }
