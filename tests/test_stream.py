@@ -4,9 +4,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import lightning as L
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -271,10 +271,11 @@ def test_conversations_are_mixed_in(data: Path, tiny_model: Path) -> None:
         assert len(flat(epoch(module, number))) == 11 + 6
 
 
-def place(module: RankingDataModule[Any], **trainer: Any) -> None:
-    """What a data module reads of a trainer."""
-    own = {"world_size": 1, "global_rank": 0, "current_epoch": 0, "accumulate_grad_batches": 2, "max_steps": -1}
-    module.trainer = cast(Any, SimpleNamespace(**own | trainer))
+def place(module: RankingDataModule[Any], max_steps: int = -1) -> None:
+    """Give a data module a trainer of one process."""
+    module.trainer = L.Trainer(
+        accelerator="cpu", accumulate_grad_batches=2, max_steps=max_steps, logger=False, enable_checkpointing=False
+    )
 
 
 def test_without_a_manifest_the_number_of_steps_is_needed(data: Path, tiny_model: Path) -> None:
