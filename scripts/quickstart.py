@@ -24,7 +24,7 @@ from scripts.recipes import curve, pays_to_compile, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/quickstart")
-SHIPPED = Path("adapters/smollm2-135m-chain")  # hours of TREC DL
+SHIPPED = Path("adapters/smollm2-135m-chain")  # taught on TREC DL
 STAGES = ("pointing", "sft", "dpo")
 SLIDING = SlidingWindow(window=5, stride=3, depth=8)
 MEASURES = ("nDCG@10", "RR@10")
