@@ -95,11 +95,11 @@ def test_the_recipe_trains(folder: Path, tiny_model: Path, recipe: Path) -> None
     steps = figures(run)
     assert list(steps) == [1, 2]
     assert all(row["train/loss"] >= 0 for row in steps.values())
-    settings = yaml.safe_load(recipe.read_text())
-    monitor = settings.get("checkpoint", {}).get("monitor", "val/nDCG@10")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    monitor = settings["checkpoint"]["monitor"]
     assert monitor is None or steps[2][monitor] >= 0
     left = run / ("model" if "_full." in recipe.name else "adapter")
-    expected = settings["model"]["init_args"].get("prompt", {}).get("format", "chain")
+    expected = settings["model"]["init_args"]["prompt"]["format"]
     assert json.loads((left / "lit_rerank.json").read_text())["format"] == expected
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, set_seed
 
 from lit_rerank.backbone import load_for_inference, load_tokenizer
 from lit_rerank.general_text import open_documents
@@ -77,22 +78,34 @@ def test_it_measures_after_every_so_many_validations(folder: Path, tiny_model: P
     assert not any("bits_per_byte" in name for row in rows for name in row)
 
 
-@pytest.fixture
-def everything_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model is no better than chance, where nothing can be lost: let all p-values pass."""
-    monkeypatch.setattr("lit_rerank.paired.ALPHA", 2.0)
+@pytest.fixture(scope="module")
+def skilled_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model when it has learned the documents by heart: it has something to lose."""
+    set_seed(0)
+    model, tokenizer = LlamaForCausalLM.from_pretrained(tiny_model), load_tokenizer(str(tiny_model))
+    ids = [tokenizer(document.text, return_tensors="pt").input_ids for document in open_documents("shipped", DOCUMENTS)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(100):
+        text = ids[step % len(ids)]
+        model(input_ids=text, labels=text).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("skilled")
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    assert measured(folder)["bits_per_byte"] < 4
+    return folder
 
 
 STRICT = {"acc_cloze": None, "answer_logprob": None, "bits_per_byte": 0.0}
 
 
-@pytest.mark.usefixtures("everything_is_judged")
 @pytest.mark.parametrize("backbone", ["lora", "full"])
-def test_a_drop_restores_what_was_best_before_it(folder: Path, tiny_model: Path, backbone: str) -> None:
+def test_a_drop_restores_what_was_best_before_it(folder: Path, skilled_model: Path, backbone: str) -> None:
     name = f"restored-{backbone}"
     strict = watched(max_drop=STRICT, on_drop="restore")
     with pytest.warns(UserWarning, match="general ability has dropped, bits_per_byte .*earlier weights are restored"):
-        seen = run(folder, tiny_model, name, *strict, backbone=backbone, lr=3.0)
+        seen = run(folder, skilled_model, name, *strict, backbone=backbone, lr=3.0)
     assert max(figures(seen)) == 2  # two steps, a validation, the end
     kept = seen / ("adapter" if backbone == "lora" else "model")
     if backbone == "lora":
@@ -101,15 +114,14 @@ def test_a_drop_restores_what_was_best_before_it(folder: Path, tiny_model: Path,
         moved = load_file(seen / "checkpoints/last/adapter/adapter_model.safetensors")
         assert any(value.any() for key, value in moved.items() if "lora_B" in key)
     else:
-        assert measured(kept) == measured(tiny_model)
-        assert measured(seen / "checkpoints/last/model") != measured(tiny_model)
+        assert measured(kept) == measured(skilled_model)
+        assert measured(seen / "checkpoints/last/model") != measured(skilled_model)
 
 
-@pytest.mark.usefixtures("everything_is_judged")
-def test_a_drop_stops_or_warns(folder: Path, tiny_model: Path) -> None:
+def test_a_drop_stops_or_warns(folder: Path, skilled_model: Path) -> None:
     for act, steps in (("stop", 2), ("warn", 4)):
         with pytest.warns(UserWarning, match=r"step 2: general ability has dropped, bits_per_byte \d"):
-            seen = run(folder, tiny_model, act, *watched(max_drop=STRICT, on_drop=act), lr=3.0)
+            seen = run(folder, skilled_model, act, *watched(max_drop=STRICT, on_drop=act), lr=3.0)
         assert max(figures(seen)) == steps
         assert figures(seen)[2]["retention/dropped"] == 1
         weights = load_file(seen / "adapter" / "adapter_model.safetensors")
@@ -138,9 +150,6 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     """One of two processes."""
     import torch.distributed as dist
 
-    import lit_rerank.paired
-
-    lit_rerank.paired.ALPHA = 2.0
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
@@ -150,15 +159,15 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_stop_and_restore_together(folder: Path, tiny_model: Path) -> None:
+def test_two_processes_stop_and_restore_together(folder: Path, skilled_model: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, folder, tiny_model), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(work, (port, folder, skilled_model), nprocs=2)  # type: ignore[no-untyped-call]
     found = figures(folder / "pair")
     assert max(found) == 2
     assert found[2]["retention/dropped"] == 1
-    assert found[1]["retention/bits_per_byte"] == pytest.approx(measured(tiny_model)["bits_per_byte"], rel=1e-2)
+    assert found[1]["retention/bits_per_byte"] == pytest.approx(measured(skilled_model)["bits_per_byte"], rel=1e-2)
     weights = load_file(folder / "pair" / "adapter" / "adapter_model.safetensors")
     assert all(not value.any() for key, value in weights.items() if "lora_B" in key)
 
