@@ -35,6 +35,7 @@ SLIDING = ("--window", "8", "--stride", "4")
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 QUESTIONS = 570
+CORES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ TRAININGS = {
     "direct": Training(
         "trecdl.sft",
         "pointing",
-        ("--model.init_args.prompt.format=direct", "--trainer.max_epochs=2", "--trainer.max_steps=790"),
+        ("--model.init_args.prompt.format=direct", "--trainer.max_epochs=4", "--trainer.max_steps=2400"),
     ),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
@@ -100,7 +101,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
     if not (RUNS / "data" / "train.jsonl.gz").exists():
-        write_data(args.data, args.lists, args.cranfield, RUNS / "data")
+        write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
     for name in args.rows or ROWS:
         row = ROWS[name]
         if row.training is not None:
@@ -119,6 +120,8 @@ def train(name: str, lists: Path) -> None:
     if training.recipe == "trecdl.pointing":
         options.append(f"--data.init_args.val.init_args.path={RUNS}/data/pointing.val.jsonl.gz")
     else:
+        answers = RUNS / "data" / "self_taught" / "answers.jsonl.gz"
+        options += [*CORES, f"--data.init_args.replay.init_args.path={answers}"]
         for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
             options += [
                 f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",

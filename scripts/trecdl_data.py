@@ -1,7 +1,8 @@
 """The training data of configs/recipes/trecdl.*.yaml, from TREC DL 2019 and 2022 and Cranfield, in data/trecdl.
 
-Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, and pointing practice
-on the passages of DL 2019. DL 2021, by which checkpoints are chosen and models measured, gives nothing to learn from.
+Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
+the passages of DL 2019, and what the model makes for itself of the passages of both years (`scripts.self_taught`). DL
+2021, on which models are measured, gives nothing to learn from.
 """
 
 import argparse
@@ -11,31 +12,38 @@ from pathlib import Path
 
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
-from data_modules.sources.base import parse_object, read_lines
-from data_modules.sources.own import write_jsonl
+from data_modules.sources.base import parse_object, read_lines, write_rows
+from data_modules.sources.corpus import DocumentsSource
+from data_modules.sources.own import JsonlSource, write_jsonl
 from data_modules.sources.practice import Queries
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
+from scripts import self_taught
 
 PAIRS, HELD_OUT = 2240, 64
-DRAWN = {"teachers": 2000, "splade": 800, "cranfield": 400, "practice": 1600}  # records, of each kind
+DRAWN = {"self_taught": 2800, "teachers": 1500, "splade": 1500, "cranfield": 300, "practice": 600}  # records
+ASKED = 3000  # passages; not every question is of use
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="the model that is to be trained")
     parser.add_argument("--data", type=Path, required=True, help="folder of dl19.teacher_windows.jsonl.gz, ...")
-    parser.add_argument("--lists", type=Path, required=True, help="folder of dl22.splade_pp_ed.top100.jsonl.gz")
+    parser.add_argument("--lists", type=Path, required=True, help="folder of dl22.{bm25,splade_pp_ed}.top100.jsonl.gz")
     parser.add_argument("--cranfield", type=Path, required=True, help="folder of the collection")
     parser.add_argument("--out", type=Path, default=Path("data/trecdl"))
     args = parser.parse_args()
-    write_data(args.data, args.lists, args.cranfield, args.out)
+    write_data(args.model, args.data, args.lists, args.cranfield, args.out)
 
 
-def write_data(data: Path, lists: Path, cranfield: Path, out: Path) -> None:
-    """Write the three files that the recipes read."""
+def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) -> None:
+    """Write the files that the recipes read; train.jsonl.gz is the last."""
     out.mkdir(parents=True, exist_ok=True)
+    write_rows(documents(data, lists), out / "passages.jsonl.gz")
+    self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED)
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
+        "self_taught": JsonlSource(out / "self_taught" / "windows.jsonl.gz"),
         "teachers": teachers(data),
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
@@ -57,6 +65,15 @@ def drawn(name: str, source: Iterable[RankingRecord]) -> list[RankingRecord]:
     return random.Random(name).sample(records, DRAWN[name])
 
 
+def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
+    """The passages of DL 2019's windows and DL 2022's lists."""
+    known = {passage.docid: passage.text for passage in DocumentsSource(data / "dl19.passages.jsonl.gz")}
+    for first_stage in ("bm25", "splade_pp_ed"):
+        for record in CandidatesSource(lists / f"dl22.{first_stage}.top100.jsonl.gz"):
+            known |= {passage.docid: passage.text for passage in record.passages}
+    return ({"docid": docid, "text": text} for docid, text in known.items())
+
+
 def teachers(data: Path) -> Iterator[RankingRecord]:
     """The well-formed answers: a repaired one is less the teacher's than the repair's."""
     source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
@@ -64,7 +81,7 @@ def teachers(data: Path) -> Iterator[RankingRecord]:
     return (record for record, well in zip(source, wellformed, strict=True) if well)
 
 
-def splade(path: Path, of_each: int = 14, size: int = 20, depth: int = 60) -> Iterator[RankingRecord]:
+def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> Iterator[RankingRecord]:
     """So many windows of each query, drawn from the upper part of its list, in the list's order."""
     for record in CandidatesSource(path, depth=depth, teacher="first_stage"):
         unlike = _without_copies(record)

@@ -24,14 +24,16 @@ FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trecdl_data, "DRAWN", {"teachers": 20, "splade": 12, "cranfield": 8, "practice": 10})
+    drawn = {"self_taught": 3, "teachers": 20, "splade": 12, "cranfield": 8, "practice": 10}
+    monkeypatch.setattr(trecdl_data, "DRAWN", drawn)
     monkeypatch.setattr(trecdl_data, "PAIRS", 30)
+    monkeypatch.setattr(trecdl_data, "ASKED", 6)
     folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
     out = tmp_path / "data"
-    trecdl_data.write_data(*folders, out)
+    trecdl_data.write_data(results.MODEL, *folders, out)
     train = list(JsonlSource(out / "train.jsonl.gz"))
     sizes = Counter(len(record.passages) for record in train)
-    assert len(train) == 50
+    assert len(train) == 53
     assert sizes[20] == 32  # teachers' windows and SPLADE's
     assert sum(record.choices == 1 for record in train) == 18  # judged and practised: only the first place is known
     asked = {record.query for record in open_candidates(shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz")}
@@ -46,7 +48,7 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
 
 
 def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="splade: there are 0 records, and 800 are wanted"):
+    with pytest.raises(UserError, match="splade: there are 0 records, and 1500 are wanted"):
         trecdl_data.drawn("splade", [])
 
 
@@ -90,6 +92,7 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
         (trained if words[0] == "train.py" else measured).append(words)
     recipes = [next(w for w in words if "recipes/" in w) for words in trained]
     assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
+    assert [set(results.CORES) <= set(words) for words in trained] == [False, True, True]
     assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in trained[2]
     assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"] * 2
     base, own = measured[-2:]  # what is known is compared with what the base knows

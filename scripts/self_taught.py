@@ -1,0 +1,173 @@
+"""Windows and conversations that an untaught model makes for itself, of passages alone.
+
+It asks a question that a passage answers (InPars, Bonifacio et al. 2022). BM25 finds other passages for the question,
+and the model orders them all by how likely the question is after each (UPR, Sachan et al. 2022): a listwise model
+learns from these windows what the same model knows when it reads passage by passage.
+"""
+
+import argparse
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_modules.collection import Collection, Document
+from data_modules.first_stage import Bm25
+from data_modules.records import Passage, RankingRecord
+from data_modules.sources.base import write_rows
+from data_modules.sources.corpus import DocumentsSource, QueriesSource
+from data_modules.sources.own import write_jsonl
+from lit_rerank.backbone import load_for_inference, load_tokenizer
+from lit_rerank.chat import ChatTokenizer
+from lit_rerank.cli import in_one_line
+from lit_rerank.evaluation.report import progress_bar
+from lit_rerank.reranker import Reranker, SlidingWindow, rerank
+
+EXAMPLES = {  # passages, and what people type to find them
+    "Adult cat fleas live for about a hundred days on a host, but only a few days without one.": (
+        "how long do fleas live"
+    ),
+    "A lien is a legal claim on someone's property, held until what they owe has been paid.": "what is a lien",
+    "The Tay, which rises on Ben Lui and reaches the sea at Dundee, is Scotland's longest river.": (
+        "longest river in scotland"
+    ),
+    "Bread dough rises because yeast turns sugar into carbon dioxide, which gluten keeps inside.": (
+        "why does dough rise"
+    ),
+}
+T = TypeVar("T")
+SHOWN_WORDS, FEWEST_WORDS = 60, 15
+NEAR = 30  # others are drawn from as many of BM25's best
+QUESTION_TOKENS, ANSWER_TOKENS = 20, 96
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--passages", type=Path, required=True, help="JSONL of docid and text")
+    parser.add_argument("--out", type=Path, required=True, help="folder; questions that are there are kept")
+    parser.add_argument("--windows", type=int, default=4000)
+    parser.add_argument("--size", type=int, default=8, help="passages in a window")
+    args = parser.parse_args()
+    make(args.model, args.passages, args.out, args.windows, args.size)
+
+
+def make(model: str, passages: Path, out: Path, windows: int, size: int = 8, answers: int = 640) -> None:
+    """Write questions.jsonl.gz, answers.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    collection = unlike(passages)
+    if not (path := out / "questions.jsonl.gz").exists():
+        write_rows(asked(model, collection, windows), path)
+    questions = dict(QueriesSource(path))
+    if not (path := out / "answers.jsonl.gz").exists():
+        write_rows(answered(model, list(questions.values())[:: max(1, len(questions) // answers)][:answers]), path)
+    if not (path := out / "windows.jsonl.gz").exists():
+        write_jsonl(ordered(model, searched(questions, collection, size), size), path)
+
+
+def unlike(passages: Path) -> Collection:
+    """The passages that are long enough to be asked about, each text once."""
+    texts: dict[str, Document] = {}
+    for document in DocumentsSource(passages):
+        if len(document.text.split()) >= FEWEST_WORDS:
+            texts.setdefault(document.text, document)
+    return Collection(passages.name, {document.docid: document for document in texts.values()})
+
+
+def batched(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+# -- asking and answering ------------------------------------------------------------------------------------------
+
+
+def asked(model: str, collection: Collection, wanted: int) -> list[dict[str, str]]:
+    """A question, as people type them, about each of `wanted` passages; its qid is the passage's docid."""
+    chosen = random.Random(0).sample(list(collection.documents.values()), min(wanted, len(collection.documents)))
+    chosen.sort(key=lambda document: len(document.text))  # little padding
+    written = continued(model, [prompt(document.text) for document in chosen], "questions", QUESTION_TOKENS)
+    questions = zip(chosen, map(cleaned, written), strict=True)
+    return [{"qid": document.docid, "query": question} for document, question in questions if question]
+
+
+def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
+    """Conversations in which the model answers."""
+    chat = ChatTokenizer(load_tokenizer(model))
+    prompts = [chat.render([{"role": "user", "content": f"{question}?"}]) for question in questions]
+    written = continued(model, prompts, "answers", ANSWER_TOKENS, do_sample=True)
+    return [
+        {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": answer.strip()}]}
+        for question, answer in zip(questions, written, strict=True)
+        if answer.strip()
+    ]
+
+
+def continued(model: str, prompts: Sequence[str], what: str, length: int, **how: Any) -> list[str]:
+    """What the model writes after each prompt, greedily by default."""
+    import torch
+    from transformers import GenerationConfig, set_seed
+
+    set_seed(0)
+    loaded: Any = load_for_inference(model, dtype="bfloat16")
+    tokenizer = load_tokenizer(model)
+    tokenizer.padding_side = "left"
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GenerationConfig(max_new_tokens=length, **({"do_sample": False} | how), **ends)
+    written: list[str] = []
+    with progress_bar(what, len(prompts)) as advance, torch.inference_mode():
+        for some in batched(prompts):
+            read = tokenizer(list(some), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
+            ids = loaded.generate(**read, generation_config=config)[:, read["input_ids"].shape[1] :]
+            written += tokenizer.batch_decode(ids, skip_special_tokens=True)
+            advance(len(some))
+    return written
+
+
+def prompt(text: str) -> str:
+    """Passages with their questions, and one whose question is missing."""
+    shown = " ".join(text.split()[:SHOWN_WORDS])
+    return "".join(f"Passage: {p}\nQuestion: {q}\n\n" for p, q in EXAMPLES.items()) + f"Passage: {shown}\nQuestion:"
+
+
+def cleaned(answer: str) -> str:
+    """The first line, as a query; empty where it is too short or goes on."""
+    first, newline, _ = answer.strip().partition("\n")
+    return first.strip().rstrip("?").strip() if newline and len(first.split()) >= 3 else ""
+
+
+# -- ordering ------------------------------------------------------------------------------------------------------
+
+
+def searched(questions: dict[str, str], collection: Collection, size: int) -> Iterator[RankingRecord]:
+    """Each question with its passage among others that BM25 finds, in random order."""
+    bm25 = Bm25(collection)
+    for docid, question in questions.items():
+        draw = random.Random(docid)
+        near = [passage for passage in bm25.neighbours(question, NEAR) if passage.docid != docid]
+        own = collection.documents[docid].passage
+        yield RankingRecord(docid, question, tuple(draw.sample([own, *draw.sample(near, size - 1)], size)))
+
+
+def ordered(model: str, records: Iterable[RankingRecord], size: int) -> Iterator[RankingRecord]:
+    """The records with the order in which their passages make the question likely."""
+    reranker = Reranker.from_pretrained(
+        model,
+        decode="likelihood",
+        max_passage_tokens=60,
+        dtype="bfloat16",
+        sliding=SlidingWindow(window=size, stride=1, depth=size),
+    )
+    everything = list(records)
+    with progress_bar("windows", len(everything)) as advance:
+        for some in batched(everything):
+            for ranking in rerank(some, reranker.decoder, reranker.sliding):
+                passages = tuple(Passage(p.docid, p.text) for p in ranking.record.passages)
+                order = tuple(index + 1 for index in ranking.order)
+                yield replace(ranking.record, passages=passages, permutation=order)
+            advance(len(some))
+
+
+if __name__ == "__main__":
+    in_one_line(main)

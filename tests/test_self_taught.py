@@ -1,0 +1,77 @@
+"""What an untaught model makes for itself: its questions, its answers, and its order of passages."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from data_modules.sources import JsonlSource, MessagesSource
+from lit_rerank import Reranker
+from scripts import self_taught
+from scripts.results import MODEL
+
+PASSAGES = (
+    "Adult cat fleas live for about a hundred days on a dog or a cat, but without blood they starve within a week.",
+    "The flea is a small insect without wings that can jump two hundred times the length of its own body.",
+    "Paris, on the river Seine, has been the capital of France since the tenth century, but for a few short breaks.",
+    "The Loire is the longest river in France: it flows for more than a thousand kilometres to the Atlantic ocean.",
+    "Photosynthesis is how green plants turn sunlight, water and carbon dioxide into sugar and into oxygen.",
+    "Too short to be asked about.",
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("self_taught")
+    rows = [{"docid": str(i), "text": text} for i, text in enumerate([*PASSAGES, PASSAGES[0]])]
+    (folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    self_taught.make(MODEL, folder / "passages.jsonl", folder / "out", windows=10, size=3, answers=2)
+    return folder / "out"
+
+
+def test_questions_are_about_passages(made: Path) -> None:
+    with gzip.open(made / "questions.jsonl.gz", "rt") as file:
+        questions = {row["qid"]: row["query"] for row in map(json.loads, file)}
+    assert set(questions) <= set("01234")  # neither the short one nor the copy
+    assert len(questions) >= 3
+    assert all("\n" not in question and not question.endswith("?") for question in questions.values())
+    own = {docid: set(PASSAGES[int(docid)].lower().replace(",", "").split()) for docid in questions}
+    assert sum(bool(own[docid] & set(q.lower().split())) for docid, q in questions.items()) >= 3
+
+
+def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None:
+    records = list(JsonlSource(made / "windows.jsonl.gz"))
+    assert records
+    reranker = Reranker.from_pretrained(MODEL, decode="likelihood", max_passage_tokens=60, dtype="bfloat16")
+    for record in records:
+        docids = [passage.docid for passage in record.passages]
+        assert record.qid in docids
+        assert len(docids) == 3
+        ranked = reranker.rank(record.query, record.passages)
+        assert [docids[i - 1] for i in record.permutation or ()] == [passage.docid for passage in ranked]
+
+
+def test_answers_are_conversations(made: Path) -> None:
+    answers = list(MessagesSource(str(made / "answers.jsonl.gz")))
+    assert len(answers) == 2
+
+
+def test_what_is_there_is_kept(made: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    self_taught.make(MODEL, made.parent / "passages.jsonl", made, windows=10, size=3, answers=2)
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("written", "question"),
+    [
+        (" how long do fleas live?\n\nPassage:", "how long do fleas live"),
+        (" what is a lien\nPassage", "what is a lien"),
+        (" what is the name of the very long river that never comes to an", ""),  # it goes on
+        (" lien\nPassage", ""),
+        ("\n\n", ""),
+    ],
+)
+def test_a_question_is_one_line(written: str, question: str) -> None:
+    assert self_taught.cleaned(written) == question
