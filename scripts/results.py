@@ -35,6 +35,7 @@ SLIDING = ("--window", "8", "--stride", "4")
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 QUESTIONS = 570
+SHORT = ("--trainer.max_steps=400",)
 CORES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4")
 
 
@@ -45,11 +46,13 @@ class Training:
     Attributes:
         start: the training whose adapter it starts from.
         options: further arguments.
+        data: the file that it learns from.
     """
 
     recipe: str
     start: str | None = None
     options: tuple[str, ...] = ()
+    data: str = "train"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Row:
 
 
 TRAININGS = {
-    "pointing": Training("trecdl.pointing"),
+    "pointing": Training("trecdl.pointing", data="pointing"),
     # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
     "direct": Training(
         "trecdl.sft",
@@ -84,6 +87,9 @@ TRAININGS = {
     ),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
+    "short": Training("trecdl.sft", "pointing", SHORT),
+    "forgetful": Training("trecdl.sft", "pointing", (*SHORT, "--data.init_args.replay=null")),
+    "judged": Training("trecdl.sft", "pointing", (*SHORT, "--trainer.max_epochs=-1"), "judged"),
 }
 ROWS = {
     "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
@@ -91,6 +97,10 @@ ROWS = {
     "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
     "chain": Row("chain SFT", "chain", "chain"),
     "dpo": Row("chain SFT + DPO", "dpo", "chain"),
+    "short": Row("chain SFT, 400 steps", "short", "chain", depths=(20,)),
+    "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
+    # What the model, its format and so many steps can hold: it has learned the judgements that it is measured by.
+    "judged": Row("the same from DL 2021's own judgements: an upper bound", "judged", "chain", depths=(20,)),
 }
 
 
@@ -116,12 +126,13 @@ def main() -> None:
 def train(name: str, lists: Path) -> None:
     """Run a training after those that it starts from, unless that was done."""
     training = TRAININGS[name]
-    options = [*training.options, f"--data.init_args.train.init_args.path={RUNS}/data/{_file(training)}.jsonl.gz"]
+    options = [*training.options, f"--data.init_args.train.init_args.path={RUNS}/data/{training.data}.jsonl.gz"]
     if training.recipe == "trecdl.pointing":
         options.append(f"--data.init_args.val.init_args.path={RUNS}/data/pointing.val.jsonl.gz")
     else:
-        answers = RUNS / "data" / "self_taught" / "answers.jsonl.gz"
-        options += [*CORES, f"--data.init_args.replay.init_args.path={answers}"]
+        options += CORES
+        if "--data.init_args.replay=null" not in options:
+            options.append(f"--data.init_args.replay.init_args.path={RUNS}/data/self_taught/answers.jsonl.gz")
         for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
             options += [
                 f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",
@@ -133,10 +144,6 @@ def train(name: str, lists: Path) -> None:
         train(training.start, lists)
         options.append(f"--model.init_args.backbone.adapter={RUNS / training.start}/adapter")
     go_on(training.recipe, RUNS / name, *options)
-
-
-def _file(training: Training) -> str:
-    return "pointing" if training.recipe == "trecdl.pointing" else "train"
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def summarise(lists: Path) -> None:
     trained = {name: cost(RUNS / name) for name in TRAININGS if (RUNS / name / "complete").exists()}
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (RUNS / "summary.md").write_text(table(measured, compared, kept))
+    (RUNS / "summary.md").write_text(f"{table(measured, compared, kept)}\n{differences(compared)}")
     draw_trade_off(measured, compared, kept)
     draw_curves(trained)
     print(f"\n{(RUNS / 'summary.md').read_text()}\nfigures: {RUNS}/summary.json   pictures: {RUNS}/*.png")
@@ -262,6 +269,21 @@ def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[s
         cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
         cells += [_kept(kept.get(name), measure) for measure in ("answer_logprob", "bits_per_byte", "acc_cloze")]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(compared: dict[str, dict[str, Any]]) -> str:
+    """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values."""
+    lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
+    for key, systems in compared.items():
+        for name, figures in systems.items():
+            for over in (key.partition(".")[0], "direct"):
+                found = figures.get(f"over_{over}")
+                if found is not None:
+                    low, high = found["interval"]
+                    change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
+                    tests = f"{found['p']:.4f} | {found['p_corrected']:.4f}"
+                    lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and what the model makes for itself of the passages of both years (`scripts.self_taught`). DL
-2021, on which models are measured, gives nothing to learn from.
+2021, on which models are measured, gives nothing to learn from but judged.jsonl.gz, for an upper bound.
 """
 
 import argparse
@@ -52,7 +52,13 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     train = [record for name, source in sources.items() for record in drawn(name, source)]
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
-    for name, records in {"pointing": pairs[:PAIRS], "pointing.val": pairs[PAIRS:], "train": train}.items():
+    files = {
+        "pointing": pairs[:PAIRS],
+        "pointing.val": pairs[PAIRS:],
+        "judged": list(judged(lists)),
+        "train": train,
+    }
+    for name, records in files.items():
         write_jsonl(records, out / f"{name}.jsonl.gz")
         print(f"{out / name}.jsonl.gz: {len(records)} records")
 
@@ -72,6 +78,13 @@ def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
         for record in CandidatesSource(lists / f"dl22.{first_stage}.top100.jsonl.gz"):
             known |= {passage.docid: passage.text for passage in record.passages}
     return ({"docid": docid, "text": text} for docid, text in known.items())
+
+
+def judged(lists: Path, depth: int = 30) -> Iterator[RankingRecord]:
+    """The upper part of DL 2021's lists, in the order of their grades."""
+    for first_stage in ("bm25", "splade_pp_ed"):
+        path = lists / f"dl21.{first_stage}.top100.jsonl.gz"
+        yield from CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels")
 
 
 def teachers(data: Path) -> Iterator[RankingRecord]:

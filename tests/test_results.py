@@ -131,6 +131,16 @@ def test_the_table_has_a_line_for_each_row() -> None:
     assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) |")
 
 
+def test_each_difference_has_its_line() -> None:
+    found = {"difference": 0.0612, "interval": [0.01, 0.1], "p": 0.0123, "p_corrected": 0.0246}
+    compared = {"bm25.100": {"bm25": FIGURES, "direct": {**FIGURES, "over_bm25": found}, "dpo": {"over_direct": found}}}
+    _, _, *lines = results.differences(compared).splitlines()
+    assert lines == [
+        "| bm25, top 100 | direct SFT (RankZephyr's way) | bm25 | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
+        "| bm25, top 100 | chain SFT + DPO | direct | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
+    ]
+
+
 def test_what_a_training_took(tmp_path: Path) -> None:
     rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in (0, 1, 1)]  # 1 was done again
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
