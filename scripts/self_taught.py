@@ -7,6 +7,7 @@ learns from these windows what the same model knows when it reads passage by pas
 
 import argparse
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ EXAMPLES = {  # passages, and what people type to find them
 T = TypeVar("T")
 SHOWN_WORDS, FEWEST_WORDS = 60, 15
 NEAR = 30  # others are drawn from as many of BM25's best
+SENTENCES = re.compile(r"\S.*[.!?](?=\s|$)", re.DOTALL)
 QUESTION_TOKENS, ANSWER_TOKENS = 20, 96
 BATCH = 32
 
@@ -93,14 +95,14 @@ def asked(model: str, collection: Collection, wanted: int) -> list[dict[str, str
 
 
 def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
-    """Conversations in which the model answers."""
+    """Conversations in which the model answers; what it did not end is cut after its last whole sentence."""
     chat = ChatTokenizer(load_tokenizer(model))
     prompts = [chat.render([{"role": "user", "content": f"{question}?"}]) for question in questions]
     written = continued(model, prompts, "answers", ANSWER_TOKENS, do_sample=True)
     return [
-        {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": answer.strip()}]}
-        for question, answer in zip(questions, written, strict=True)
-        if answer.strip()
+        {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": whole[0]}]}
+        for question, whole in zip(questions, map(SENTENCES.search, written), strict=True)
+        if whole is not None
     ]
 
 

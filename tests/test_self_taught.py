@@ -55,6 +55,13 @@ def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None
 def test_answers_are_conversations(made: Path) -> None:
     answers = list(MessagesSource(str(made / "answers.jsonl.gz")))
     assert len(answers) == 2
+    assert all(row.messages[1]["content"][-1] in ".!?" for row in answers)
+
+
+def test_an_answer_ends_with_a_sentence() -> None:
+    found = self_taught.SENTENCES.search(" A lien is 2.5 claims.\nIt is held until what is ow")
+    assert found is not None
+    assert found[0] == "A lien is 2.5 claims."
 
 
 def test_what_is_there_is_kept(made: Path) -> None:
