@@ -8,8 +8,10 @@ the passages of DL 2019, and what the model makes for itself of the passages of 
 import argparse
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from data_modules.first_stage import Bm25
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
 from data_modules.sources.base import parse_object, read_lines, write_rows
@@ -49,18 +51,21 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
         "practice": practice(passages),
     }
-    train = [record for name, source in sources.items() for record in drawn(name, source)]
+    bm25 = Bm25(self_taught.unlike(out / "passages.jsonl.gz"))
+    records = {name: drawn(name, source) for name, source in sources.items()}
+    for name in ("self_taught", "teachers", "splade"):
+        records[name] = [in_order_of(bm25, record) for record in records[name]]
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
     files = {
         "pointing": pairs[:PAIRS],
         "pointing.val": pairs[PAIRS:],
         "judged": list(judged(lists)),
-        "train": train,
+        "train": [record for some in records.values() for record in some],
     }
-    for name, records in files.items():
-        write_jsonl(records, out / f"{name}.jsonl.gz")
-        print(f"{out / name}.jsonl.gz: {len(records)} records")
+    for name, written in files.items():
+        write_jsonl(written, out / f"{name}.jsonl.gz")
+        print(f"{out / name}.jsonl.gz: {len(written)} records")
 
 
 def drawn(name: str, source: Iterable[RankingRecord]) -> list[RankingRecord]:
@@ -85,6 +90,14 @@ def judged(lists: Path, depth: int = 30) -> Iterator[RankingRecord]:
     for first_stage in ("bm25", "splade_pp_ed"):
         path = lists / f"dl21.{first_stage}.top100.jsonl.gz"
         yield from CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels")
+
+
+def in_order_of(bm25: Bm25, record: RankingRecord) -> RankingRecord:
+    """The record with its passages in BM25's order, as a first stage would have them; an unknown one scores 0."""
+    scores = bm25.scores(record.query)
+    places = sorted(range(len(record.passages)), key=lambda i: -scores.get(record.passages[i].docid, 0.0))
+    window = Window.of(record, places)
+    return replace(record, passages=window.passages, permutation=window.permutation, choices=window.choices)
 
 
 def teachers(data: Path) -> Iterator[RankingRecord]:

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_modules.collection import Collection, Document
+from data_modules.first_stage import Bm25
+from data_modules.records import Passage, RankingRecord
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
 from lit_rerank import Reranker
@@ -45,6 +48,16 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
         assert record.permutation == tuple(range(1, 21))
         assert len({passage.text for passage in record.passages}) == 20
+
+
+def test_passages_come_in_the_order_of_a_first_stage() -> None:
+    texts = {"a": "Dogs bark at night.", "b": "Fleas live for a hundred days.", "c": "Fleas jump."}
+    bm25 = Bm25(Collection("texts", {docid: Document(docid, text) for docid, text in texts.items()}))
+    passages = tuple(Passage(docid, texts.get(docid, "Cats sleep.")) for docid in ("x", "a", "c", "b"))
+    record = RankingRecord("q", "how long do fleas live", passages, (1, 4, 3, 2))
+    ordered = trecdl_data.in_order_of(bm25, record)
+    assert [passage.docid for passage in ordered.passages] == ["b", "c", "x", "a"]
+    assert ordered.permutation == (3, 1, 2, 4)  # the teacher's order is as it was: x, b, c, a
 
 
 def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
