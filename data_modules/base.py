@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
@@ -112,6 +113,35 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own."""
         return vars(self) | {"trainer": None, "records": {}, "unranked": None}
 
+    def state_dict(self) -> dict[str, Any]:
+        """By what it is decided which examples a step is made of: a place in an epoch is a place under these alone."""
+        named = ["batch_size", "num_workers", "seed", "streaming"]
+        named += ["shuffle_buffer"] if self.streaming else []
+        named += [] if self.replay is None else ["replay_share"]
+        return {f"data.{name}": getattr(self, name) for name in named} | {
+            "data.augmentation.windows_per_record": self.augmentation.windows_per_record,
+            "trainer.accumulate_grad_batches": self._accumulated,
+            "processes": self._place()[0],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in another way than the run began.
+
+        Raises:
+            UserError: if training is resumed with other settings than the checkpoint's.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        now = self.state_dict()
+        changed = [name for name, value in state_dict.items() if name in now and now[name] != value]
+        if changed:
+            was, here = (", ".join(f"{name} {state[name]}" for name in changed) for state in (state_dict, now))
+            raise UserError(
+                f"the checkpoint is of a run with {was}, and this one has {here}: which examples are left of its epoch "
+                "depends on that. Resume it as it was; or begin a new run from its adapter "
+                "(model.init_args.backbone.adapter)"
+            )
+
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:
         """The training example that is drawn from a row of a source at (epoch, index)."""
@@ -124,7 +154,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def prepare_data(self) -> None:
         """Compare shards with their manifests, once on each machine."""
-        for shards in self._prepared(self.trainer.state.fn if self.trainer else "fit"):
+        self.check_content(self.trainer.state.fn if self.trainer else "fit")
+
+    def check_content(self, stage: str | None) -> None:
+        """Compare the contents of a stage's shards with their manifests."""
+        for shards in self._prepared(stage):
             shards.check_content()
 
     def setup(self, stage: str) -> None:
@@ -157,6 +191,14 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         sources = [self.sources[name] for name in STAGES.get(stage or "", ("candidates",))]
         parts = [part for source in sources if source is not None for part in _parts(source)]
         return [part for part in parts if isinstance(part, ShardsSource)]
+
+    @property
+    def streamed(self) -> dict[str, int | None]:
+        """How many records the source has that training streams (None: nobody knows), by its name; else nothing."""
+        if not self.streaming:
+            return {}
+        counts = [count for shards in _shards(self.sources["train"]) for count in shards.counts]
+        return {"train": None if None in counts else sum(count or 0 for count in counts)}
 
     @property
     def is_judged(self) -> bool:

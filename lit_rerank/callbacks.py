@@ -175,8 +175,15 @@ class AdapterCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole."""
-        found = sorted(super()._find_last_checkpoints(trainer), key=lambda path: -Path(path).stat().st_mtime)
+        """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole.
+
+        Of a run that was copied, times say nothing: what was kept of the one before comes last in any case.
+        """
+
+        def order(path: str) -> tuple[bool, float]:
+            return Path(path).stem.endswith("-previous"), -Path(path).stat().st_mtime
+
+        found = sorted(super()._find_last_checkpoints(trainer), key=order)
         passed_over: list[str] = []
         for path in found:
             wrong = damage(Path(path))

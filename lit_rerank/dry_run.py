@@ -25,12 +25,13 @@ def dry_run(
         Figures: records, what a step is made of, and of the first batch its tokens, its loss and the seconds it took.
     """
     data.trainer = trainer  # it asks how many processes there are
+    data.check_content(stage)
     data.setup(stage)
     _check_callbacks(trainer, module, data, stage)
     module.configure_model()
     module.to(trainer.strategy.root_device)
     trainer.precision_plugin.convert_module(module)
-    _check_checkpoint(module, ckpt_path)
+    _check_checkpoint(trainer, module, ckpt_path)
     figures: dict[str, Any] = {f"{name}.records": len(rows) for name, rows in data.records.items()} | sizes(module)
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         if stage == "fit":
@@ -81,7 +82,10 @@ def _check_callbacks(trainer: L.Trainer, module: RerankModule[Any], data: Rankin
             callback.check_monitor(module, data)
 
 
-def _check_checkpoint(module: RerankModule[Any], ckpt_path: str | None) -> None:
+def _check_checkpoint(trainer: L.Trainer, module: RerankModule[Any], ckpt_path: str | None) -> None:
+    if ckpt_path == "last":
+        callback = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
+        ckpt_path = next(iter(callback._find_last_checkpoints(trainer)), None)
     if ckpt_path is None:
         return
     if not Path(ckpt_path).is_file():

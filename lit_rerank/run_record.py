@@ -79,16 +79,18 @@ def machine(processes: int) -> dict[str, Any]:
 
 
 def manifest(config: Mapping[str, Any], data: RankingDataModule[Any]) -> dict[str, dict[str, Any]]:
-    """For each source: its class, its files (bytes and SHA-256), how many records it gave and lines it left out."""
+    """For each source: its class, its files (bytes and SHA-256), how many records it has (None: nobody knows)
+    and lines it left out."""
     settings = config["data"]["init_args"]
     sources = {**data.sources, "replay": data.replay}
     described = {}
-    for name, rows in data.records.items():
+    counts = {name: len(rows) for name, rows in data.records.items()} | data.streamed
+    for name, count in counts.items():
         skipped = getattr(sources[name], "skipped", [])
         described[name] = {
             "source": type(sources[name]).__name__,
             "files": {str(path): describe(path) for path in _paths(settings[name])},
-            "records": len(rows),
+            "records": count,
             "skipped": len(skipped),
             "first_skipped": skipped[0] if skipped else None,
         }

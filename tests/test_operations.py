@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,27 @@ def test_a_run_knows_its_data(record: dict[str, Any], folder: Path) -> None:
             content = (folder / path).read_bytes()
             assert described == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert data["train"]["source"] == "JsonlSource"
+
+
+STREAMED = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.num_workers=0")
+
+
+def test_a_streamed_run_knows_its_data(folder: Path, tiny_model: Path) -> None:
+    train_in(folder, command("sft", "lora", "permutations", "streamed", *STEPS, *STREAMED, model=tiny_model))
+    train = json.loads((folder / "streamed" / "run.json").read_text())["data"]["train"]
+    assert (train["source"], train["records"]) == ("ShardsSource", 8)
+    assert list(train["files"]) == ["data/train.shards"]
+
+
+def test_a_dry_run_compares_shards_with_their_manifest(folder: Path, tiny_model: Path) -> None:
+    shutil.copytree(folder / "data" / "train.shards", folder / "data" / "changed.shards")
+    manifest = folder / "data" / "changed.shards" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["sha256"] = 64 * "0"
+    manifest.write_text(json.dumps(content))
+    changed = ("--data.init_args.train.init_args.path=data/changed.shards", "--dry_run")
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*is not the file that manifest\.json beside it describes"):
+        train_in(folder, command("sft", "lora", "permutations", "dry", *STEPS, *STREAMED, *changed, model=tiny_model))
 
 
 def test_tensorboard_shows_the_same(run: Path, record: dict[str, Any]) -> None:
@@ -135,9 +157,22 @@ def test_a_dry_run_leaves_an_earlier_run_alone(
         (["--model.init_args.prompt.max_length=60"], "exceed the context of 60"),
         (["--ckpt_path=none.ckpt"], "Checkpoint file not found: none.ckpt"),
         (["--ckpt_path=run/checkpoints/last.ckpt", "--model.init_args.backbone.lora.r=3"], "of another backbone"),
+        (
+            ["--ckpt_path=last", "--trainer.default_root_dir=run", "--model.init_args.backbone.lora.r=3"],
+            "of another backbone",
+        ),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "set trainer.max_epochs or trainer.max_steps"),
     ],
-    ids=["no data", "no adapter", "nothing to measure", "too long", "no checkpoint", "other checkpoint", "endless"],
+    ids=[
+        "no data",
+        "no adapter",
+        "nothing to measure",
+        "too long",
+        "no checkpoint",
+        "other checkpoint",
+        "last",
+        "endless",
+    ],
 )
 def test_a_dry_run_finds_what_is_wrong(
     folder: Path, tiny_model: Path, run: Path, more: list[str], expected: str

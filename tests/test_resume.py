@@ -172,6 +172,23 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
         train_in(folder, [*args, "--ckpt_path=foreign.ckpt"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "was", "here"),
+    [
+        ("data.init_args.batch_size=2", "data.batch_size 1", "data.batch_size 2"),
+        ("data.init_args.num_workers=2", "data.num_workers 0", "data.num_workers 2"),
+        ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches 1"),
+    ],
+)
+def test_a_run_that_deals_its_examples_otherwise_is_not_resumed(
+    folder: Path, tiny_model: Path, adapter: str, setting: str, was: str, here: str
+) -> None:
+    args = command("sft", "lora", "permutations", "otherwise", *COMMON, *STEPS, DROPOUT, model=tiny_model)
+    said = rf"^error: the checkpoint is of a run with {was}, and this one has {here}: [^\n]*$"
+    with pytest.raises(SystemExit, match=said):
+        train_in(folder, [*args, f"--{setting}", "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
 class Terminate(L.Callback):
     """Sends SIGTERM to this process when batch `at` of the epoch is learned from, or in validation `validation`."""
 
@@ -240,6 +257,10 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(
     (run / ".." / "metrics.jsonl").unlink()
     last, previous = run / "last.ckpt", run / "last-previous.ckpt"
     assert [torch.load(file, weights_only=True)["global_step"] for file in (previous, last)] == [5, 6]
+    later = last.stat().st_mtime + 10
+    os.utime(previous, (later, later))  # as in a copy of the folder: it is the one before all the same
+    train_in(folder, [*args, "--ckpt_path=last"])
+    assert not (folder / "damaged" / "metrics.jsonl").exists()  # all steps were done
     os.truncate(last, 5000)
     with pytest.raises(SystemExit, match=r"^error: ckpt_path: the checkpoint [^\n]*last.ckpt cannot be used: [^\n]*$"):
         train_in(folder, [*args, "--ckpt_path=damaged/checkpoints/last.ckpt"])
