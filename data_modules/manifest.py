@@ -74,6 +74,8 @@ class Manifest:
         """Raise a UserError that begins with `place` where `content` is no manifest."""
         try:
             manifest = _manifest(parse_object(content))
+            if not manifest.shards:
+                raise UserError('"shards" is empty')
             if manifest.records != sum(shard.records for shard in manifest.shards):
                 raise UserError(f'"records" is {manifest.records}, which is not what its shards hold together')
         except UserError as error:

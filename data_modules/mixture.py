@@ -29,7 +29,9 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None, total: int | N
 
 def check_weights(weights: Sequence[float] | None, sources: int) -> None:
     """Raise a UserError unless there is a weight above 0 for each source, or none at all."""
-    if weights is not None and (len(weights) != sources or not all(0 < weight < float("inf") for weight in weights)):
+    if weights is not None and (
+        len(weights) != sources or not all(weight > 0 for weight in weights) or not sum(weights) < float("inf")
+    ):
         raise UserError(f"weights {list(weights)} must be {sources} numbers above 0, one for each source")
 
 

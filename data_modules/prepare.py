@@ -17,6 +17,7 @@ from data_modules.sources.base import OnError, Source
 from data_modules.sources.detect import open_source
 from data_modules.sources.shards import CHUNK, hash_of
 from lit_rerank.cli import in_one_line
+from lit_rerank.config_files import check_config, is_file
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 
@@ -53,7 +54,7 @@ def prepare(
     """
     if shard_records < 1:
         raise UserError(f"shard_records is {shard_records}; it must be at least 1")
-    output = Path(output).expanduser()
+    output = Path(output).expanduser().absolute()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already, and not empty: name another folder, or delete it")
     opened = [_open(source, on_error) for source in sources]
@@ -144,12 +145,14 @@ def _open(source: str, on_error: OnError) -> Source[Any]:
     from jsonargparse import ArgumentParser
 
     file = Path(source).expanduser()
-    is_config = file.suffix in (".yaml", ".yml") and file.is_file()
-    if file.is_file() and not is_config and file.suffix != ".parquet":
+    is_config = file.suffix in (".yaml", ".yml") and is_file(file)
+    if is_config:
+        check_config(file)
+    if is_file(file) and not is_config and file.suffix != ".parquet":
         return open_source(file, on_error)
     try:
         settings = yaml.safe_load(file.read_text() if is_config else source)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, Mapping):
         raise UserError(f"{source} is neither a .jsonl or .json file nor a source such as {EXAMPLE}")

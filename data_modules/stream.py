@@ -82,6 +82,11 @@ class Stream(Dataset[list[Any]]):
         self.batch_size, self.buffer, self.seed = batch_size, buffer, seed
         self._block: tuple[tuple[int, int], list[Make]] = ((-1, -1), [])  # the last that was read, and its key
 
+    @property
+    def examples(self) -> int:
+        """Of an epoch, on all processes."""
+        return sum(part.quota * part.examples for part in self.parts)
+
     def __len__(self) -> int:
         examples = max(
             sum(len(part.share(0, process, self.processes)) * part.examples for part in self.parts)

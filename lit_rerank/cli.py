@@ -38,7 +38,7 @@ TYPES_TRIED = re.compile(
 # What to do without memory, where nothing more is known.
 LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
 GO_ON = "To go on from the last checkpoint, add --ckpt_path last"
-_CONFIG = re.compile(r"(-c|--config)(=|$)").match
+_CONFIG = re.compile(r"(-c|--config|--data|--model|--trainer)(=|$)").match
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
 
@@ -140,12 +140,12 @@ def _variadic(function: Callable[..., Any]) -> dict[str, str]:
 
 def _check_configs(words: Sequence[str]) -> None:
     """Refuse config files that hold no settings; those that are absent are jsonargparse's to name."""
-    from lit_rerank.config_files import check_config
+    from lit_rerank.config_files import check_config, is_file
 
     pairs = zip_longest(words, words[1:], fillvalue="")
-    files = [value if word in ("--config", "-c") else word.partition("=")[2] for word, value in pairs if _CONFIG(word)]
+    files = [word.partition("=")[2] if "=" in word else value for word, value in pairs if _CONFIG(word)]
     for file in map(Path, files):
-        if file.is_file():
+        if is_file(file):
             check_config(file)
 
 

@@ -39,6 +39,14 @@ def check_config(file: Path) -> None:
         raise UserError(f"{file}: not usable YAML: {' '.join(str(error).split())}") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; settings may stand where a path is asked, and be too long for one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _kind(root: "Node | None") -> str:
     return {"SequenceNode": "a list", "ScalarNode": "a single value"}.get(type(root).__name__, "nothing")
 

@@ -10,6 +10,7 @@ import torch
 
 from data_modules.base import RankingDataModule
 from data_modules.records import RankingRecord, Window
+from data_modules.stream import Stream
 from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
@@ -45,6 +46,7 @@ def dry_run(
 def _step(trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule[Any]) -> dict[str, Any]:
     """What training would begin with."""
     loader, step = data.train_dataloader(), step_size(trainer, data)
+    dataset = loader.dataset
     batches = _limited(len(loader), trainer.limit_train_batches)
     epochs, most = trainer.max_epochs, trainer.max_steps
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * (epochs if epochs and epochs > 0 else math.inf)
@@ -57,7 +59,7 @@ def _step(trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule
     seconds = time.perf_counter() - started
     return {
         **step,
-        "examples_an_epoch": len(loader.dataset),
+        "examples_an_epoch": dataset.examples if isinstance(dataset, Stream) else len(dataset),
         "steps": int(steps),
         "batch.tokens": objective.tokens,
         "batch.longest_example": max(len(example.ids) for example in batch),

@@ -147,6 +147,8 @@ def _lines(file: Path) -> Iterator[Part]:
                 continue  # whoever wrote it was stopped
             try:
                 part = Part(**json.loads(line))
+                if not isinstance(part.qid, str):
+                    raise ValueError(f"its qid is {part.qid!r}")
                 yield Part(part.qid, part.key, [(docid, score) for docid, score in part.run])
             except (TypeError, ValueError) as error:
                 raise UserError(f"{file}:{number}: not a ranking that predict has kept ({error}): delete it") from None

@@ -17,6 +17,7 @@ from data_modules.sources.base import read_array
 from data_modules.trec import MAX_NAME, check_writable, read_qrels, read_run
 from data_modules.windows import Augmentation
 from lit_rerank.chain import FORMATS
+from lit_rerank.cli import train
 from lit_rerank.config_files import MAX_BYTES, check_config
 from lit_rerank.errors import UserError
 from lit_rerank.modules import DPOModule, SFTModule
@@ -140,6 +141,15 @@ def test_configs(name: str, tmp_path: Path) -> None:
     assert message in str(error.value)
     assert "bad.yaml" in str(error.value)
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("option", ["--config", "-c", "--data", "--model", "--trainer"])
+@pytest.mark.parametrize("written", ["{option}={file}", "{option} {file}"])
+def test_every_option_that_takes_a_config_checks_it(option: str, written: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.yaml").write_text(ALIASES)
+    words = written.format(option=option, file=tmp_path / "bomb.yaml").split()
+    with pytest.raises(SystemExit, match="holds more than 100,000 values"):
+        train(["fit", *words])
 
 
 def test_a_config_with_an_alias_is_none_the_worse(tmp_path: Path) -> None:

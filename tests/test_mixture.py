@@ -79,7 +79,9 @@ def test_a_weighted_mixture_trains_by_its_shares(sources: list[JsonlSource], tin
     assert sum(qid[0] == "a" for qid in seen) == 20  # those that waited have come
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [1e308, 1e308]]
+)
 def test_impossible_weights_are_refused(sources: list[JsonlSource], weights: list[float]) -> None:
     with pytest.raises(UserError, match="must be 2 numbers above 0, one for each source"):
         MixedSource(sources, weights)

@@ -147,7 +147,13 @@ def test_what_has_changed_is_ranked_again(
 def test_parts_that_are_none_are_named(folder: Path, tiny_model: Path) -> None:
     parts = stopped(folder, tiny_model, "run", 1)
     file = parts / "00000.jsonl"
-    for line in ("no json", '{"qid": "c1"}', "[]", '{"qid": "c1", "key": "k", "run": [1]}'):
+    for line in (
+        "no json",
+        '{"qid": "c1"}',
+        "[]",
+        '{"qid": "c1", "key": "k", "run": [1]}',
+        '{"qid": ["c1"], "key": "k", "run": []}',
+    ):
         file.write_text(line + "\n")
         with pytest.raises(SystemExit, match=r"^error: .*00000\.jsonl:1: not a ranking that predict has kept"):
             predict(folder, tiny_model, "run")

@@ -1,15 +1,19 @@
 """Any source becomes shards with a manifest, and shards that are not what their manifest says are refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_modules.manifest import NAME, Manifest
 from data_modules.permutation import PermutationDataModule
 from data_modules.prepare import main, prepare
 from data_modules.records import RankingRecord
+from data_modules.rows import schema
 from data_modules.sources import ConversationsSource, JsonlSource, MessagesSource, PairsSource, ShardsSource
 from data_modules.sources.detect import open_source
 from data_modules.sources.own import write_jsonl
@@ -111,11 +115,16 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
         (["{source}", "--output={here}"], "is there already, and not empty"),
         (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
         (["{here}/empty.jsonl"], "empty.jsonl: there is no record"),
+        (["{here}/latin.yaml"], "latin.yaml: not valid YAML"),
+        (["{here}/deep.yaml"], "deep.yaml: not usable YAML: nested too deeply"),
+        (["{class_path: JsonlSource, init_args: {path: " + "x" * 300 + "}}"], "File name too long"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(words: list[str], message: str, source: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(PAIR)
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "latin.yaml").write_bytes("class_path: é".encode("latin-1"))
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000)
     filled = [word.replace("{source}", str(source)).replace("{here}", str(tmp_path)) for word in words]
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
         command(f"--output={tmp_path / 'shards'}", *filled)
@@ -139,6 +148,12 @@ def miscounted(shards: Path) -> None:
     rewritten(shards, shards=[first | {"records": 5}, *others], records=11)
 
 
+def understated(shards: Path) -> None:
+    """The manifest says that the first shard has a record less than it has."""
+    first, *others = json.loads((shards / NAME).read_text())["shards"]
+    rewritten(shards, shards=[first | {"records": 3}, *others], records=9)
+
+
 def other_byte(shards: Path) -> None:
     content = bytearray((shards / "00001.parquet").read_bytes())
     content[100] ^= 1
@@ -151,6 +166,8 @@ def other_byte(shards: Path) -> None:
         (lambda shards: (shards / "00001.parquet").unlink(), r"00001.parquet is missing; manifest.json beside it"),
         (lambda shards: (shards / "00001.parquet").write_bytes(b"PAR1"), r"has 4 bytes; manifest.json beside it says"),
         (other_byte, r"00001.parquet is not the file that manifest.json beside it describes"),
+        (understated, r"00000.parquet holds 4 records; manifest.json beside it says 3"),
+        (lambda shards: rewritten(shards, shards=[], records=0), r'manifest.json: "shards" is empty'),
         (miscounted, r"00000.parquet holds 4 records; manifest.json beside it says 5"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
@@ -165,6 +182,36 @@ def test_shards_that_are_not_what_the_manifest_says_are_refused(
     module = PermutationDataModule(train=ShardsSource(shards), tokenizer=str(tiny_model), streaming=streaming)
     with pytest.raises(UserError, match=message):
         load(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qid": None}, '"qid" must be a string, not None'),
+        ({"query": None}, '"query" must be a string, not None'),
+        ({"passages": None}, '"passages" must be a list of objects, not None'),
+        ({"passages": [None]}, '"passages", item 1: must be a JSON object, not None'),
+        ({"passages": [{"docid": "d", "text": None, "score": None}]}, '"passages", item 1: "text" must be a string'),
+        (
+            {"passages": [{"docid": "d", "text": "t", "score": float("nan")}]},
+            '"passages", item 1: "score" must be a finite number, not nan',
+        ),
+        ({"permutation": [1, None]}, '"permutation" must be a list of whole numbers'),
+        ({"qrels": [{"docid": "d", "grade": None}]}, '"qrels", item 1: "grade" must be a whole number'),
+    ],
+)
+def test_a_row_of_parquet_that_is_no_record_is_named(shards: Path, change: dict[str, object], message: str) -> None:
+    (shards / NAME).unlink()
+    file = shards / "00001.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[2] |= change
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema(RankingRecord)), file)
+    with pytest.raises(UserError, match=rf"00001\.parquet: record 3: {re.escape(message)}"):
+        list(ShardsSource(shards))
+    source = ShardsSource(shards)  # as streaming reads it
+    (table,) = source.tables(1)
+    with pytest.raises(UserError, match=r"00001\.parquet: record 3: "):
+        source.decode(table, 2, 1, 2)
 
 
 def load(module: PermutationDataModule) -> None:

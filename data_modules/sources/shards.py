@@ -1,14 +1,16 @@
 """Records in Parquet or JSONL shards, on disk or elsewhere; read whole, or streamed (see `data_modules.stream`)."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_modules import manifest, rows  # the modules: they import sources themselves
-from data_modules.sources.base import Row, Source, parse_object
+from data_modules.sources.base import Row, Source, each, field, is_whole, parse_object, text
 from data_modules.sources.dataset import HUB_ID
+from data_modules.sources.messages import Conversation, message
 from data_modules.sources.own import ranking
 from data_modules.sources.preferences import pair
 from lit_rerank.errors import UserError
@@ -85,6 +87,8 @@ class ShardsSource(Source[Any]):
             for table in self._streams.shard(len(self.files), shard).iter(CHUNK):
                 table = _without_blanks(table)
                 read += table.num_rows
+                if meant is not None and read > meant:
+                    break  # whoever takes no more than the manifest says would not come to its end
                 yield table
         except Exception as error:  # whatever the disk, the network or the files may bring
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -95,9 +99,9 @@ class ShardsSource(Source[Any]):
     def decode(self, table: "pa.Table", i: int, shard: int, number: int) -> Row:
         """Row `i` of a table, which is the record `number` (from 0) of its shard."""
         row: Row = table.slice(i, 1).to_pylist()[0]
-        if self.files[shard].endswith(".parquet"):
-            return row
         try:
+            if self.files[shard].endswith(".parquet"):
+                return _checked(row)
             parsed = parse_object(row["text"].encode())
             return rows.to_row(pair(parsed) if "chosen" in parsed else ranking(parsed))
         except UserError as error:
@@ -169,6 +173,29 @@ class ShardsSource(Source[Any]):
         except Exception as error:  # whatever the disk or the network may bring
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.path}: cannot be read: {reason}") from error
+
+
+def _checked(row: Row) -> Row:
+    """A row of Parquet, or a UserError where it is no record: its columns tell nothing of what may be missing."""
+    if "chosen" in row:
+        pair(row | {"prompt": _parsed(text(row, "prompt"))})
+    elif "messages" in row:
+        Conversation(each(row, "messages", message))
+    else:
+        grades = None if row["qrels"] is None else dict(each(row, "qrels", _judged))
+        ranking(row | {"qrels": grades})
+    return row
+
+
+def _judged(row: Row) -> tuple[str, int]:
+    return text(row, "docid"), field(row, "grade", is_whole, "a whole number")
+
+
+def _parsed(prompt: str) -> Any:
+    try:
+        return json.loads(prompt)
+    except (ValueError, RecursionError):
+        raise UserError('"prompt" must be JSON: a text or messages') from None
 
 
 def hash_of(file: Path) -> str:
