@@ -1,8 +1,8 @@
 """Windows and conversations that an untaught model makes for itself, of passages alone.
 
-It asks a question that a passage answers (InPars, Bonifacio et al. 2022). BM25 finds other passages for the question,
-and the model orders them all by how likely the question is after each (UPR, Sachan et al. 2022): a listwise model
-learns from these windows what the same model knows when it reads passage by passage.
+It asks a question that a passage answers (InPars, Bonifacio et al. 2022): a collection of judged questions. BM25 finds
+other passages for the question, and the model orders them all by how likely the question is after each (UPR, Sachan et
+al. 2022): a listwise model learns from these windows what the same model knows when it reads passage by passage.
 """
 
 import argparse
@@ -57,12 +57,14 @@ def main() -> None:
 
 
 def make(model: str, passages: Path, out: Path, windows: int, size: int = 8, answers: int = 640) -> None:
-    """Write questions.jsonl.gz, answers.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there."""
+    """Write a collection of questions, answers.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there."""
     out.mkdir(parents=True, exist_ok=True)
     collection = unlike(passages)
-    if not (path := out / "questions.jsonl.gz").exists():
+    if not (path := out / "queries.jsonl.gz").exists():
         write_rows(asked(model, collection, windows), path)
     questions = dict(QueriesSource(path))
+    write_rows(({"docid": d.docid, "text": d.text} for d in collection.documents.values()), out / "docs.jsonl.gz")
+    (out / "qrels.txt").write_text("".join(f"{docid} 0 {docid} 1\n" for docid in questions))
     if not (path := out / "answers.jsonl.gz").exists():
         write_rows(answered(model, list(questions.values())[:: max(1, len(questions) // answers)][:answers]), path)
     if not (path := out / "windows.jsonl.gz").exists():

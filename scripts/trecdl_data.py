@@ -1,29 +1,35 @@
 """The training data of configs/recipes/trecdl.*.yaml, from TREC DL 2019 and 2022 and Cranfield, in data/trecdl.
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
-the passages of DL 2019, and what the model makes for itself of the passages of both years (`scripts.self_taught`). DL
-2021, on which models are measured, gives nothing to learn from but judged.jsonl.gz, for an upper bound.
+the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
+(`scripts.self_taught`). DL 2021, on which models are measured, gives nothing to learn from but judged.jsonl.gz, for an
+upper bound.
 """
 
 import argparse
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from data_modules.first_stage import Bm25
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
 from data_modules.sources.base import parse_object, read_lines, write_rows
 from data_modules.sources.corpus import DocumentsSource
 from data_modules.sources.own import JsonlSource, write_jsonl
-from data_modules.sources.practice import Queries
+from data_modules.sources.practice import Negatives, Queries
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from scripts import self_taught
 
 PAIRS, HELD_OUT = 2240, 64
-DRAWN = {"self_taught": 2800, "teachers": 1500, "splade": 1500, "cranfield": 300, "practice": 600}  # records
+DRAWN = {  # records
+    "asked": 5400,
+    "practice": 1800,
+    "self_taught": 900,
+    "teachers": 900,
+    "splade": 400,
+    "cranfield": 400,
+}
 ASKED = 3000  # passages; not every question is of use
 
 
@@ -45,16 +51,14 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED)
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
+        "asked": JudgedSource(str(out / "self_taught"), DRAWN["asked"], 2, 6, Negatives(near=0.25, siblings=0.0)),
+        "practice": practice(passages),
         "self_taught": JsonlSource(out / "self_taught" / "windows.jsonl.gz"),
         "teachers": teachers(data),
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
-        "practice": practice(passages),
     }
-    bm25 = Bm25(self_taught.unlike(out / "passages.jsonl.gz"))
     records = {name: drawn(name, source) for name, source in sources.items()}
-    for name in ("self_taught", "teachers", "splade"):
-        records[name] = [in_order_of(bm25, record) for record in records[name]]
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
     files = {
@@ -92,14 +96,6 @@ def judged(lists: Path, depth: int = 30) -> Iterator[RankingRecord]:
         yield from CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels")
 
 
-def in_order_of(bm25: Bm25, record: RankingRecord) -> RankingRecord:
-    """The record with its passages in BM25's order, as a first stage would have them; an unknown one scores 0."""
-    scores = bm25.scores(record.query)
-    places = sorted(range(len(record.passages)), key=lambda i: -scores.get(record.passages[i].docid, 0.0))
-    window = Window.of(record, places)
-    return replace(record, passages=window.passages, permutation=window.permutation, choices=window.choices)
-
-
 def teachers(data: Path) -> Iterator[RankingRecord]:
     """The well-formed answers: a repaired one is less the teacher's than the repair's."""
     source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
@@ -127,9 +123,9 @@ def _without_copies(record: RankingRecord) -> list[int]:
 
 
 def practice(passages: str) -> Iterable[RankingRecord]:
-    """Mostly sentences that are cut out of the passage which they are to lead back to."""
-    queries = Queries(span=0.5, sentence=2.0, first=0.5)
-    return PointingSource(passages, DRAWN["practice"], queries=queries, min_size=2, max_size=8, seed=1)
+    """Sentences that are cut out of the passage which they are to lead back to, and a few of its words."""
+    queries = Queries(span=0.5, sentence=1.0, first=0.5, words=2.0)
+    return PointingSource(passages, DRAWN["practice"], queries=queries, min_size=2, max_size=6, seed=1)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_modules.collection import Collection, Document
-from data_modules.first_stage import Bm25
-from data_modules.records import Passage, RankingRecord
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
 from lit_rerank import Reranker
@@ -27,7 +24,7 @@ FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = {"self_taught": 3, "teachers": 20, "splade": 12, "cranfield": 8, "practice": 10}
+    drawn = {"asked": 4, "self_taught": 3, "teachers": 20, "splade": 12, "cranfield": 8, "practice": 10}
     monkeypatch.setattr(trecdl_data, "DRAWN", drawn)
     monkeypatch.setattr(trecdl_data, "PAIRS", 30)
     monkeypatch.setattr(trecdl_data, "ASKED", 6)
@@ -36,9 +33,9 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     trecdl_data.write_data(results.MODEL, *folders, out)
     train = list(JsonlSource(out / "train.jsonl.gz"))
     sizes = Counter(len(record.passages) for record in train)
-    assert len(train) == 53
+    assert len(train) == 57
     assert sizes[20] == 32  # teachers' windows and SPLADE's
-    assert sum(record.choices == 1 for record in train) == 18  # judged and practised: only the first place is known
+    assert sum(record.choices == 1 for record in train) == 22  # judged and practised: only the first place is known
     asked = {record.query for record in open_candidates(shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz")}
     assert not asked & {record.query for record in train}
     pairs = list(JsonlSource(out / "pointing.jsonl.gz"))
@@ -50,18 +47,8 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
         assert len({passage.text for passage in record.passages}) == 20
 
 
-def test_passages_come_in_the_order_of_a_first_stage() -> None:
-    texts = {"a": "Dogs bark at night.", "b": "Fleas live for a hundred days.", "c": "Fleas jump."}
-    bm25 = Bm25(Collection("texts", {docid: Document(docid, text) for docid, text in texts.items()}))
-    passages = tuple(Passage(docid, texts.get(docid, "Cats sleep.")) for docid in ("x", "a", "c", "b"))
-    record = RankingRecord("q", "how long do fleas live", passages, (1, 4, 3, 2))
-    ordered = trecdl_data.in_order_of(bm25, record)
-    assert [passage.docid for passage in ordered.passages] == ["b", "c", "x", "a"]
-    assert ordered.permutation == (3, 1, 2, 4)  # the teacher's order is as it was: x, b, c, a
-
-
 def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="splade: there are 0 records, and 1500 are wanted"):
+    with pytest.raises(UserError, match="splade: there are 0 records, and 800 are wanted"):
         trecdl_data.drawn("splade", [])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_modules.catalogue import open_collection
 from data_modules.sources import JsonlSource, MessagesSource
 from lit_rerank import Reranker
 from scripts import self_taught
@@ -31,13 +32,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_questions_are_about_passages(made: Path) -> None:
-    with gzip.open(made / "questions.jsonl.gz", "rt") as file:
+    with gzip.open(made / "queries.jsonl.gz", "rt") as file:
         questions = {row["qid"]: row["query"] for row in map(json.loads, file)}
     assert set(questions) <= set("01234")  # neither the short one nor the copy
     assert len(questions) >= 3
     assert all("\n" not in question and not question.endswith("?") for question in questions.values())
     own = {docid: set(PASSAGES[int(docid)].lower().replace(",", "").split()) for docid in questions}
     assert sum(bool(own[docid] & set(q.lower().split())) for docid, q in questions.items()) >= 3
+
+
+def test_questions_are_a_collection_of_what_they_were_asked_about(made: Path) -> None:
+    collection = open_collection(str(made))
+    assert set(collection.documents) == set("01234")
+    assert collection.qrels == {docid: {docid: 1} for docid in collection.queries}
 
 
 def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None:

@@ -20,6 +20,7 @@ from data_modules.sources.base import Source
 from lit_rerank.errors import UserError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+LONGER = re.compile(r"\b[^\W\d_]{5,}\b")
 NEAR = 15  # as many of BM25's best are near
 
 
@@ -51,12 +52,14 @@ class Queries:
         sentence: up to 12 words of one of its sentences, which is then cut out of it.
         first: its first sentence, cut out of it.
         title: its title, cut out of it.
+        words: 2 to 4 of its longer words, as people type them who seek it.
     """
 
     span: float = 1.0
     sentence: float = 0.0
     first: float = 0.0
     title: float = 0.0
+    words: float = 0.0
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 0 or not any(vars(self).values()):
@@ -203,6 +206,10 @@ class PointingSource(PracticeSource):
             length = min(draw.randint(4, 10), len(words))
             start = draw.randint(0, len(words) - length)
             return " ".join(words[start : start + length]), document
+        if kind == "words":
+            longer = list(dict.fromkeys(word.lower() for word in LONGER.findall(document.text)))
+            places = sorted(draw.sample(range(len(longer)), min(draw.randint(2, 4), len(longer))))
+            return (" ".join(longer[place] for place in places), document) if len(places) > 1 else None
         if kind == "title":
             return (document.title, Document(document.docid, document.text)) if document.title else None
         sentences = [s for s in SENTENCE_END.split(document.text) if len(s.split()) >= 4]

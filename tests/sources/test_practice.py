@@ -1,5 +1,6 @@
 """Windows made from a collection."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def test_what_is_asked_is_cut_out(kind: str, small: str) -> None:
             assert original.text.startswith(record.query)
         if kind == "title":
             assert (record.query, chosen(record).text) == (original.title, original.text)
+
+
+def test_words_are_a_few_of_the_longer_ones_as_they_follow_each_other() -> None:
+    for record in PointingSource("pydocs", 50, Queries(span=0, words=1)):
+        asked, text = record.query.split(), chosen(record).text
+        assert 2 <= len(asked) <= 4
+        assert all(len(word) >= 5 and word.isalpha() for word in asked)
+        assert re.search(r"\b.*\b".join(asked), text, re.IGNORECASE | re.DOTALL)
 
 
 def test_excluded_answers_are_not_asked_about() -> None:
