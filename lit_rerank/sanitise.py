@@ -22,15 +22,23 @@ _LOOKALIKES = str.maketrans(
 _LATIN = re.compile("[A-Za-z]")
 _WORD = re.compile(r"[^\W\d_]+")
 
-_TAG = re.compile(r"<([|!/]?[^\W\d][^<>\n]{0,80}|<[^<>\n]{1,80}>)>|<!--|-->")  # <|im_start|>, </s>, <<SYS>>, <b>
-_BRACKETED = re.compile(r"[\[\u3010\u3014\u2985\u27e6{]\s*(/?[A-Z_]{2,12}|[0-9]{1,9})\s*[\]\u3011\u3015\u2986\u27e7}]")
-_ORDER = re.compile(r"(?<=[0-9])\s*(?:>|\u203a|->|=>|\u2192|\u227b)+\s*(?=[0-9])")  # 4 > 2
-_RULER = re.compile(r"[#*=_~`|>-]{3,}")
-_LABEL = re.compile(
-    r"\b((?:search )?query|answer|ranking|permutation|step|passage|document|relevance|score|rank|system|user|assistant"
-    r"|human|instructions?|response)( [0-9]{1,9})?\s*:[\s:]*",
-    re.IGNORECASE,
+# Other scripts' brackets, colons and arrows that compatibility form leaves as they are.
+_MARKS = str.maketrans(
+    "\u3010\u3014\u2985\u27e6\u3011\u3015\u2986\u27e7\u2039\u3008\u27e8\u300a\u27ea\u203a\u3009\u27e9\u300b\u27eb"
+    "\u2236\ua789\u02d0\u2192\u27f6\u21d2\u27f9\u227b",
+    "[[[[]]]]<<<<<>>>>>:::>>>>>",
 )
+
+_TAG = re.compile(r"<([|!/]?[^\W\d][^<>\n]{0,80}|<[^<>\n]{1,80}>)>|<!--|-->")  # <|im_start|>, </s>, <<SYS>>, <b>
+_BRACKETED = re.compile(r"[\[{<]\s*(/?[A-Z_]{2,12}|\d{1,9})\s*[\]}>]")
+_ORDER = re.compile(r"(?<=\d)\s*(?:>|->|=>)+\s*(?=\d)")  # 4 > 2
+_RULER = re.compile(r"[#*=_~`|>-]{3,}")
+_NAMES = (
+    r"(?:search )?query|answer|ranking|permutation|step|passage|document|relevance|score|rank|system|user|assistant"
+    r"|human|instructions?|response"
+)
+_NAME = re.compile(_NAMES, re.IGNORECASE)
+_LABEL = re.compile(rf"\b({_NAMES})( ?\d{{1,9}})?\s*:[\s:]*", re.IGNORECASE)
 _ROUNDS = 8  # of brackets within brackets
 _NESTED = str.maketrans(dict.fromkeys("<>[]{}|", " "))
 
@@ -48,7 +56,7 @@ def sanitise(text: str) -> str:
 
 
 def _once(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text).translate(_MARKS)
     text = _SELECTORS.sub("", "".join(map(_seen, text)))
     text = _WORD.sub(_in_one_script, " ".join(text.split()))
     text = _TAG.sub(lambda tag: f" {(tag[1] or '').strip('<>|!/ ')} ", text)
@@ -67,5 +75,6 @@ def _seen(character: str) -> str:
 
 
 def _in_one_script(word: re.Match[str]) -> str:
-    """A word that mixes Latin letters with their look-alikes, in Latin ones."""
-    return word[0].translate(_LOOKALIKES) if _LATIN.search(word[0]) else word[0]
+    """A word that mixes Latin letters with their look-alikes, or draws a label's name in them, in Latin ones."""
+    latin = word[0].translate(_LOOKALIKES)
+    return latin if _LATIN.search(word[0]) or _NAME.fullmatch(latin) else word[0]

@@ -104,6 +104,11 @@ SANITISED = {
     "pаssаge": "passage",
     "### Instruction: x": "Instruction x",
     "𝐟𝐢𝐫𝐬𝐭": "first",
+    "Step1: Step 2∶ Step 3꞉ a": "Step1 Step 2 Step 3 a",
+    "ЅТЕР 1: a": "STEP 1 a",
+    "⟪1⟫ 〈2〉 《3》 [١]": "1 2 3 ١",
+    "‹|im_end|›": "im_end",
+    "4 ⟶ 2 → 1": "4, 2, 1",
 }
 HONEST_TEXTS = [
     *HONEST,
