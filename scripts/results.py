@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import yaml
 
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import write_run
@@ -251,9 +252,16 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
 
 def cost(run: Path) -> dict[str, float]:
     """What a training took: steps, tokens that the policy has read, minutes without validation."""
-    tokens, rates = (dict(curve(run, f"train/{name}")) for name in ("tokens", "tokens_per_s"))
-    seconds = sum(tokens[step] / rates[step] for step in tokens)
+    tokens = tokens_of(run)
+    own, rates = (dict(curve(run, f"train/{name}")) for name in ("tokens", "tokens_per_s"))
+    seconds = sum(own[step] / rates[step] for step in own)
     return {"steps": len(tokens), "tokens": sum(tokens.values()), "minutes": round(seconds / 60, 1)}
+
+
+def tokens_of(run: Path) -> dict[int, float]:
+    """How many tokens each step has read. A process logs its own; what the others read is taken to be as much."""
+    processes: int = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["devices"]
+    return {step: processes * tokens for step, tokens in curve(run, "train/tokens")}
 
 
 def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
@@ -332,7 +340,7 @@ def draw_curves(trained: Iterable[str]) -> None:
     for name in trained:
         points = curve(RUNS / name, "val/nDCG@10")
         if points:
-            tokens = dict(curve(RUNS / name, "train/tokens"))
+            tokens = tokens_of(RUNS / name)
             read_until = [sum(count for at, count in tokens.items() if at <= step) for step, _ in points]
             axis.plot(read_until, [value for _, value in points], "o-", label=name)
     axis.set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
