@@ -17,6 +17,7 @@ from data_modules.rows import schema
 from data_modules.sources import ConversationsSource, JsonlSource, MessagesSource, PairsSource, ShardsSource
 from data_modules.sources.detect import open_source
 from data_modules.sources.own import write_jsonl
+from data_modules.sources.shards import CHUNK
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
@@ -142,16 +143,11 @@ def rewritten(folder: Path, /, **changes: object) -> None:
     (folder / NAME).write_text(json.dumps(manifest | changes))
 
 
-def miscounted(shards: Path) -> None:
-    """The manifest says that the first shard has a record more than it has."""
-    first, *others = json.loads((shards / NAME).read_text())["shards"]
-    rewritten(shards, shards=[first | {"records": 5}, *others], records=11)
-
-
-def understated(shards: Path) -> None:
-    """The manifest says that the first shard has a record less than it has."""
-    first, *others = json.loads((shards / NAME).read_text())["shards"]
-    rewritten(shards, shards=[first | {"records": 3}, *others], records=9)
+def first_shard(folder: Path, /, **changes: object) -> None:
+    """Let the manifest say other things of the first shard."""
+    first, *others = json.loads((folder / NAME).read_text())["shards"]
+    shards = [first | changes, *others]
+    rewritten(folder, shards=shards, records=sum(shard["records"] for shard in shards))
 
 
 def other_byte(shards: Path) -> None:
@@ -166,9 +162,9 @@ def other_byte(shards: Path) -> None:
         (lambda shards: (shards / "00001.parquet").unlink(), r"00001.parquet is missing; manifest.json beside it"),
         (lambda shards: (shards / "00001.parquet").write_bytes(b"PAR1"), r"has 4 bytes; manifest.json beside it says"),
         (other_byte, r"00001.parquet is not the file that manifest.json beside it describes"),
-        (understated, r"00000.parquet holds 4 records; manifest.json beside it says 3"),
+        (lambda shards: first_shard(shards, records=3), r"0.parquet holds 4 records; manifest.json beside it says 3"),
         (lambda shards: rewritten(shards, shards=[], records=0), r'manifest.json: "shards" is empty'),
-        (miscounted, r"00000.parquet holds 4 records; manifest.json beside it says 5"),
+        (lambda shards: first_shard(shards, records=5), r"0.parquet holds 4 records; manifest.json beside it says 5"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
         (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
@@ -212,6 +208,20 @@ def test_a_row_of_parquet_that_is_no_record_is_named(shards: Path, change: dict[
     (table,) = source.tables(1)
     with pytest.raises(UserError, match=r"00001\.parquet: record 3: "):
         source.decode(table, 2, 1, 2)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_shard_that_is_longer_by_what_is_read_at_a_time_is_named(
+    tiny_model: Path, tmp_path: Path, streaming: bool
+) -> None:
+    write_jsonl([record(f"q{i}", 2) for i in range(3 * CHUNK)], tmp_path / "r.jsonl")
+    prepare(str(tmp_path / "r.jsonl"), output=tmp_path / "shards")
+    first_shard(tmp_path / "shards", records=CHUNK)
+    module = PermutationDataModule(
+        train=ShardsSource(tmp_path / "shards"), tokenizer=str(tiny_model), streaming=streaming
+    )
+    with pytest.raises(UserError, match=rf"holds {3 * CHUNK} records; manifest.json beside it says {CHUNK}$"):
+        load(module)
 
 
 def load(module: PermutationDataModule) -> None:

@@ -84,11 +84,14 @@ class ShardsSource(Source[Any]):
         """
         read, meant = 0, self.counts[shard]
         try:
-            for table in self._streams.shard(len(self.files), shard).iter(CHUNK):
-                table = _without_blanks(table)
+            tables = map(_without_blanks, self._streams.shard(len(self.files), shard).iter(CHUNK))
+            for table in tables:
                 read += table.num_rows
-                if meant is not None and read > meant:
-                    break  # whoever takes no more than the manifest says would not come to its end
+                if meant is not None and read >= meant:
+                    # Whoever takes no more than the manifest says would not come to what follows.
+                    read += sum(following.num_rows for following in tables)
+                    if read > meant:
+                        break
                 yield table
         except Exception as error:  # whatever the disk, the network or the files may bring
             reason = " ".join(str(error).split()) or type(error).__name__
