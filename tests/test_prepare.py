@@ -114,6 +114,7 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
         (["{class_path: NoSource}"], "NoSource"),
         (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),
         (["{source}", "--output={here}"], "is there already, and not empty"),
+        (["{source}", "--output=~no-such-user/x"], "~no-such-user/x"),
         (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
         (["{here}/empty.jsonl"], "empty.jsonl: there is no record"),
         (["{here}/latin.yaml"], "latin.yaml: not valid YAML"),
@@ -130,6 +131,26 @@ def test_what_cannot_be_is_refused_in_one_line(words: list[str], message: str, s
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
         command(f"--output={tmp_path / 'shards'}", *filled)
     assert not (tmp_path / "shards").exists()
+
+
+def test_the_current_folder_is_not_replaced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path} is there already, and not empty: name another folder"):
+        command(str(source), "--output=.")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/empty is the current folder, [^\n]*in it$"):
+        command(str(source), "--output=.")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", source.name]
+    command(str(source), "--output=shards")
+    assert (tmp_path / "empty" / "shards" / NAME).is_file()
+
+
+def test_an_empty_folder_is_filled_where_it_stands(records: list[RankingRecord], source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    prepare(str(source), output=tmp_path / "link")
+    assert list(ShardsSource(tmp_path / "empty")) == list(ShardsSource(tmp_path / "link")) == records
 
 
 @pytest.fixture
