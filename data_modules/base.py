@@ -247,8 +247,6 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         known = all(part.manifest is not None for part in shards)
         if known:
             taken = quotas(sizes, weights)
-            for part in (part for part, size in zip(shards, sizes, strict=True) if not size):
-                raise UserError(f"{part.path} holds no record")
         else:
             weights = weights or [1.0] * len(shards)
             taken = quotas(sizes, weights, processes * self._records_of_run(shards))

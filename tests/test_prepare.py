@@ -14,7 +14,14 @@ from data_modules.permutation import PermutationDataModule
 from data_modules.prepare import main, prepare
 from data_modules.records import RankingRecord
 from data_modules.rows import schema
-from data_modules.sources import ConversationsSource, JsonlSource, MessagesSource, PairsSource, ShardsSource
+from data_modules.sources import (
+    ConversationsSource,
+    JsonlSource,
+    MessagesSource,
+    PairsSource,
+    PreferencePair,
+    ShardsSource,
+)
 from data_modules.sources.detect import open_source
 from data_modules.sources.own import write_jsonl
 from data_modules.sources.shards import CHUNK
@@ -186,6 +193,9 @@ def other_byte(shards: Path) -> None:
         (lambda shards: first_shard(shards, records=3), r"0.parquet holds 4 records; manifest.json beside it says 3"),
         (lambda shards: rewritten(shards, shards=[], records=0), r'manifest.json: "shards" is empty'),
         (lambda shards: first_shard(shards, records=5), r"0.parquet holds 4 records; manifest.json beside it says 5"),
+        (lambda shards: first_shard(shards, records=0), r'"shards", item 1: "records" is 0; a shard holds at least 1'),
+        (lambda shards: first_shard(shards, name="a\nb"), r'"name" must be that of a file in this folder, not .a.nb'),
+        (lambda shards: first_shard(shards, name="x" * 300), r"cannot be read: [^\n]*File name too long"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
         (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
@@ -243,6 +253,28 @@ def test_a_shard_that_is_longer_by_what_is_read_at_a_time_is_named(
     )
     with pytest.raises(UserError, match=rf"holds {3 * CHUNK} records; manifest.json beside it says {CHUNK}$"):
         load(module)
+
+
+def test_a_text_of_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([json.loads(PLAIN) | {"prompt": '"Why?"'}], schema=schema(PreferencePair))
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"Because.", b"Because\xff"))
+    with pytest.raises(UserError, match=r"a\.parquet: record 1: cannot be read: 'utf-8' codec can't decode byte 0xff"):
+        list(ShardsSource(tmp_path))
+
+
+def test_an_empty_shard_is_passed_over(shards: Path, records: list[RankingRecord]) -> None:
+    (shards / NAME).unlink()
+    pq.write_table(schema(RankingRecord).empty_table(), shards / "00000a.parquet")
+    assert list(ShardsSource(shards)) == records
+
+
+def test_a_folders_name_is_no_pattern(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
+    for name in ("run[1]", "run?", "run1"):
+        prepare(str(source), output=tmp_path / name)
+    for name in ("run[1]", "run?"):
+        assert list(ShardsSource(tmp_path / name)) == records
 
 
 def load(module: PermutationDataModule) -> None:

@@ -327,6 +327,8 @@ def test_broken_shards_are_named_with_the_place(tiny_model: Path, tmp_path: Path
         list(ShardsSource(tmp_path / "b.parquet"))
     with pytest.raises(UserError, match="nowhere does not exist, and is no Hub id"):
         ShardsSource("nowhere")
+    with pytest.raises(UserError, match="~no-such-user/x"):
+        ShardsSource("~no-such-user/x")
 
 
 def test_a_shard_that_disappears_is_named(data: Path, tiny_model: Path, tmp_path: Path) -> None:
