@@ -35,6 +35,7 @@ Example = TypeVar("Example")
 STAGES = {"fit": ("train", "val", "candidates"), "validate": ("val", "candidates")}  # else the candidates alone
 
 MAX_WORKERS = 512
+MOST_SHUFFLED = 10_000_000  # records: as rows of a few kB each, more than the memory of most machines
 PASSAGE_TOKENS = 100  # where passages are not cut; roughly
 
 
@@ -52,7 +53,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         augmentation: how windows are drawn from records.
         streaming: read `train` while it is used, which must be a `ShardsSource` or a `MixedSource` of such: memory does
             not depend on how many records there are.
-        shuffle_buffer: so many records are shuffled together where they are streamed, in each process that loads.
+        shuffle_buffer: so many records are shuffled together where they are streamed; each process that loads holds
+            them in memory.
         choices: learn from the first so many choices of a teacher only; null: from all.
         batch_size: examples of a training step on one process.
         val_batch_size: windows or candidate lists of a validation step.
@@ -89,8 +91,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(
                 f"data.replay_share is {replay_share}; it must be above 0 and below 1, a share of all examples"
             )
-        if shuffle_buffer < 1:
-            raise UserError(f"data.shuffle_buffer is {shuffle_buffer}; it must be at least 1 record")
+        if not 1 <= shuffle_buffer <= MOST_SHUFFLED:
+            raise UserError(
+                f"data.shuffle_buffer is {shuffle_buffer}; 1 record is the least, and {MOST_SHUFFLED:,} are the most "
+                "that may be held in memory"
+            )
         if not 0 <= num_workers <= MAX_WORKERS:
             raise UserError(
                 f"data.num_workers is {num_workers}; 0 loads in the training process itself, {MAX_WORKERS} are the most"
@@ -242,8 +247,6 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         known = all(part.manifest is not None for part in shards)
         if known:
             taken = quotas(sizes, weights)
-            for part in (part for part, size in zip(shards, sizes, strict=True) if not size):
-                raise UserError(f"{part.path} holds no record")
         else:
             weights = weights or [1.0] * len(shards)
             taken = quotas(sizes, weights, processes * self._records_of_run(shards))

@@ -115,9 +115,12 @@ def _manifest(row: Row) -> Manifest:
 
 def _shard(row: Row) -> Shard:
     name = text(row, "name")
-    if name != name.rpartition("/")[2] or name in ("", ".", ".."):
+    if name != name.rpartition("/")[2] or name in ("", ".", "..") or not name.isprintable():
         raise UserError(f'"name" must be that of a file in this folder, not {name!r}')
-    return Shard(name, _count(row, "records"), _count(row, "bytes"), text(row, "sha256"))
+    records = _count(row, "records")
+    if not records:
+        raise UserError('"records" is 0; a shard holds at least 1')
+    return Shard(name, records, _count(row, "bytes"), text(row, "sha256"))
 
 
 def _skipped(row: Row) -> Skipped:

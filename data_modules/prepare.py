@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_modules import rows
+from data_modules.files import user_path
 from data_modules.manifest import NAME, Manifest, Shard, Skipped, fingerprints
 from data_modules.records import RankingRecord
 from data_modules.sources import PreferencePair
@@ -54,9 +55,11 @@ def prepare(
     """
     if shard_records < 1:
         raise UserError(f"shard_records is {shard_records}; it must be at least 1")
-    output = Path(output).expanduser().absolute()
+    output = user_path(output).resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already, and not empty: name another folder, or delete it")
+    if output == Path.cwd():
+        raise UserError(f"{output} is the current folder, and another would take its place: name a folder in it")
     opened = [_open(source, on_error) for source in sources]
     chat = None if tokenizer is None else _chat(tokenizer)
     temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,6 +29,8 @@ from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
 from lit_rerank.run_record import run_record, write_record
 from lit_rerank.sigterm import StopOnSigterm
+
+_load_yaml = get_loader("yaml")
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -68,6 +71,7 @@ class RerankCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        set_loader("yaml", _load, (yaml.YAMLError,))
         # Errors come without the usage's hundred lines, and an option is what its whole name says.
         return super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
 
@@ -148,3 +152,8 @@ class RerankCLI(LightningCLI):
         if type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):  # others write in ways of their own
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
+
+
+def _load(value: str) -> Any:
+    """A value of the command line. For what is set within a class within a class, jsonargparse writes null as None."""
+    return None if value.strip() == "None" else _load_yaml(value)

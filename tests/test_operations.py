@@ -91,6 +91,19 @@ def test_a_dry_run_compares_shards_with_their_manifest(folder: Path, tiny_model:
         train_in(folder, command("sft", "lora", "permutations", "dry", *STEPS, *STREAMED, *changed, model=tiny_model))
 
 
+def test_a_dry_run_counts_the_examples_of_streamed_data(folder: Path, tiny_model: Path) -> None:
+    twice = ("--data.init_args.augmentation.windows_per_record=2", "--dry_run", "--trainer.limit_val_batches=0")
+    epochs = ("--data.init_args.batch_size=3", "--trainer.max_steps=-1", "--trainer.max_epochs=2")
+    train_in(
+        folder, command("sft", "lora", "permutations", "dry-streamed", *STREAMED, *twice, *epochs, model=tiny_model)
+    )
+    found = json.loads((folder / "dry-streamed" / "dry_run.json").read_text())
+    assert "train.records" not in found  # none is in memory
+    assert found["examples_an_epoch"] == 16
+    assert found["steps"] == 2 * 6  # of 3 examples each, the last of 1
+    assert found["batch.loss"] > 0
+
+
 def test_tensorboard_shows_the_same(run: Path, record: dict[str, Any]) -> None:
     events = EventAccumulator(str(run), size_guidance={TENSORS: 0})
     events.Reload()

@@ -14,9 +14,17 @@ from data_modules.permutation import PermutationDataModule
 from data_modules.prepare import main, prepare
 from data_modules.records import RankingRecord
 from data_modules.rows import schema
-from data_modules.sources import ConversationsSource, JsonlSource, MessagesSource, PairsSource, ShardsSource
+from data_modules.sources import (
+    ConversationsSource,
+    JsonlSource,
+    MessagesSource,
+    PairsSource,
+    PreferencePair,
+    ShardsSource,
+)
 from data_modules.sources.detect import open_source
 from data_modules.sources.own import write_jsonl
+from data_modules.sources.shards import CHUNK
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
@@ -113,6 +121,7 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
         (["{class_path: NoSource}"], "NoSource"),
         (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),
         (["{source}", "--output={here}"], "is there already, and not empty"),
+        (["{source}", "--output=~no-such-user/x"], "~no-such-user/x"),
         (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
         (["{here}/empty.jsonl"], "empty.jsonl: there is no record"),
         (["{here}/latin.yaml"], "latin.yaml: not valid YAML"),
@@ -131,6 +140,26 @@ def test_what_cannot_be_is_refused_in_one_line(words: list[str], message: str, s
     assert not (tmp_path / "shards").exists()
 
 
+def test_the_current_folder_is_not_replaced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path} is there already, and not empty: name another folder"):
+        command(str(source), "--output=.")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/empty is the current folder, [^\n]*in it$"):
+        command(str(source), "--output=.")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", source.name]
+    command(str(source), "--output=shards")
+    assert (tmp_path / "empty" / "shards" / NAME).is_file()
+
+
+def test_an_empty_folder_is_filled_where_it_stands(records: list[RankingRecord], source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    prepare(str(source), output=tmp_path / "link")
+    assert list(ShardsSource(tmp_path / "empty")) == list(ShardsSource(tmp_path / "link")) == records
+
+
 @pytest.fixture
 def shards(source: Path, tmp_path: Path) -> Path:
     prepare(str(source), output=tmp_path / "shards", shard_records=4)
@@ -142,16 +171,11 @@ def rewritten(folder: Path, /, **changes: object) -> None:
     (folder / NAME).write_text(json.dumps(manifest | changes))
 
 
-def miscounted(shards: Path) -> None:
-    """The manifest says that the first shard has a record more than it has."""
-    first, *others = json.loads((shards / NAME).read_text())["shards"]
-    rewritten(shards, shards=[first | {"records": 5}, *others], records=11)
-
-
-def understated(shards: Path) -> None:
-    """The manifest says that the first shard has a record less than it has."""
-    first, *others = json.loads((shards / NAME).read_text())["shards"]
-    rewritten(shards, shards=[first | {"records": 3}, *others], records=9)
+def first_shard(folder: Path, /, **changes: object) -> None:
+    """Let the manifest say other things of the first shard."""
+    first, *others = json.loads((folder / NAME).read_text())["shards"]
+    shards = [first | changes, *others]
+    rewritten(folder, shards=shards, records=sum(shard["records"] for shard in shards))
 
 
 def other_byte(shards: Path) -> None:
@@ -166,9 +190,12 @@ def other_byte(shards: Path) -> None:
         (lambda shards: (shards / "00001.parquet").unlink(), r"00001.parquet is missing; manifest.json beside it"),
         (lambda shards: (shards / "00001.parquet").write_bytes(b"PAR1"), r"has 4 bytes; manifest.json beside it says"),
         (other_byte, r"00001.parquet is not the file that manifest.json beside it describes"),
-        (understated, r"00000.parquet holds 4 records; manifest.json beside it says 3"),
+        (lambda shards: first_shard(shards, records=3), r"0.parquet holds 4 records; manifest.json beside it says 3"),
         (lambda shards: rewritten(shards, shards=[], records=0), r'manifest.json: "shards" is empty'),
-        (miscounted, r"00000.parquet holds 4 records; manifest.json beside it says 5"),
+        (lambda shards: first_shard(shards, records=5), r"0.parquet holds 4 records; manifest.json beside it says 5"),
+        (lambda shards: first_shard(shards, records=0), r'"shards", item 1: "records" is 0; a shard holds at least 1'),
+        (lambda shards: first_shard(shards, name="a\nb"), r'"name" must be that of a file in this folder, not .a.nb'),
+        (lambda shards: first_shard(shards, name="x" * 300), r"cannot be read: [^\n]*File name too long"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
         (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
@@ -212,6 +239,42 @@ def test_a_row_of_parquet_that_is_no_record_is_named(shards: Path, change: dict[
     (table,) = source.tables(1)
     with pytest.raises(UserError, match=r"00001\.parquet: record 3: "):
         source.decode(table, 2, 1, 2)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_shard_that_is_longer_by_what_is_read_at_a_time_is_named(
+    tiny_model: Path, tmp_path: Path, streaming: bool
+) -> None:
+    write_jsonl([record(f"q{i}", 2) for i in range(3 * CHUNK)], tmp_path / "r.jsonl")
+    prepare(str(tmp_path / "r.jsonl"), output=tmp_path / "shards")
+    first_shard(tmp_path / "shards", records=CHUNK)
+    module = PermutationDataModule(
+        train=ShardsSource(tmp_path / "shards"), tokenizer=str(tiny_model), streaming=streaming
+    )
+    with pytest.raises(UserError, match=rf"holds {3 * CHUNK} records; manifest.json beside it says {CHUNK}$"):
+        load(module)
+
+
+def test_a_text_of_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([json.loads(PLAIN) | {"prompt": '"Why?"'}], schema=schema(PreferencePair))
+    pq.write_table(table, tmp_path / "a.parquet", compression="none")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"Because.", b"Because\xff"))
+    with pytest.raises(UserError, match=r"a\.parquet: record 1: cannot be read: 'utf-8' codec can't decode byte 0xff"):
+        list(ShardsSource(tmp_path))
+
+
+def test_an_empty_shard_is_passed_over(shards: Path, records: list[RankingRecord]) -> None:
+    (shards / NAME).unlink()
+    pq.write_table(schema(RankingRecord).empty_table(), shards / "00000a.parquet")
+    assert list(ShardsSource(shards)) == records
+
+
+def test_a_folders_name_is_no_pattern(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
+    for name in ("run[1]", "run?", "run1"):
+        prepare(str(source), output=tmp_path / name)
+    for name in ("run[1]", "run?"):
+        assert list(ShardsSource(tmp_path / name)) == records
 
 
 def load(module: PermutationDataModule) -> None:

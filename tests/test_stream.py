@@ -310,8 +310,9 @@ def test_other_sources_and_missing_ones_are_named(data: Path, tiny_model: Path) 
     module.setup("fit")
     with pytest.raises(UserError, match=r"data.init_args.train is not set: there is nothing to train on"):
         module.train_dataloader()
-    with pytest.raises(UserError, match=r"data.shuffle_buffer is 0; it must be at least 1"):
-        permutations(data, tiny_model, shuffle_buffer=0)
+    for buffer in (0, 10**12):
+        with pytest.raises(UserError, match=rf"data.shuffle_buffer is {buffer}; 1 record is the least, and 10,000,000"):
+            permutations(data, tiny_model, shuffle_buffer=buffer)
 
 
 def test_broken_shards_are_named_with_the_place(tiny_model: Path, tmp_path: Path) -> None:
@@ -326,6 +327,8 @@ def test_broken_shards_are_named_with_the_place(tiny_model: Path, tmp_path: Path
         list(ShardsSource(tmp_path / "b.parquet"))
     with pytest.raises(UserError, match="nowhere does not exist, and is no Hub id"):
         ShardsSource("nowhere")
+    with pytest.raises(UserError, match="~no-such-user/x"):
+        ShardsSource("~no-such-user/x")
 
 
 def test_a_shard_that_disappears_is_named(data: Path, tiny_model: Path, tmp_path: Path) -> None:

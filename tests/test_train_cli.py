@@ -217,6 +217,18 @@ def test_print_config_and_a_runs_config_lead_back_to_the_run(
     assert printed[0]["data"]["init_args"]["augmentation"]["max_size"] == 20
 
 
+def test_null_on_the_command_line_is_none_however_deep(
+    folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nulls = [f"--data.init_args.candidates.init_args.{name}=null" for name in ("qrels", "depth")]
+    with pytest.raises(SystemExit) as stopped:
+        train_in(folder, command("sft", "lora", "permutations", "null", *nulls, "--print_config", model=tiny_model))
+    assert not stopped.value.code
+    given = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["candidates"]["init_args"]
+    assert (given["qrels"], given["depth"]) == (None, None)
+    assert given["path"] == "data/val.candidates.jsonl"
+
+
 def test_without_validation_the_latest_is_kept(folder: Path, tiny_model: Path) -> None:
     nothing = [f"--data.init_args.{name}=null" for name in ("val", "candidates")]
     train_in(folder, command("sft", "lora", "permutations", "blind", *TWO_STEPS, *nothing, model=tiny_model))
@@ -305,6 +317,10 @@ MISTAKES = {
     ),
     "data of the other module": (["--model=lit_rerank.DPOModule"], "DPOModule learns from PreferenceDataModule"),
     "nothing to measure": (["--data.init_args.candidates=null"], "no list of data.candidates has judgements"),
+    "nothing is judged": (
+        ["--data.init_args.candidates.init_args.qrels=null"],
+        "no list of data.candidates has judgements",
+    ),
     "broken YAML": (["--config=broken.yaml"], "broken.yaml:2: not valid YAML"),
     "no settings": (["--config=words.yaml"], "words.yaml: must hold settings"),
     "wrong layout": (["--data.init_args.train.init_args.path=broken.jsonl"], 'broken.jsonl:1: "query" is missing'),

@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_modules import manifest, rows  # the modules: they import sources themselves
+from data_modules.files import user_path
 from data_modules.sources.base import Row, Source, each, field, is_whole, parse_object, text
 from data_modules.sources.dataset import HUB_ID
 from data_modules.sources.messages import Conversation, message
@@ -35,8 +37,8 @@ class ShardsSource(Source[Any]):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = str(path).rstrip("/")
-        if Path(self.path).expanduser().exists():
-            self.path = str(Path(self.path).expanduser().resolve())
+        if user_path(self.path).exists():
+            self.path = str(user_path(self.path).resolve())
         elif HUB_ID.fullmatch(self.path):
             self.path = f"hf://datasets/{self.path}"
         elif "://" not in self.path:
@@ -84,22 +86,24 @@ class ShardsSource(Source[Any]):
         """
         read, meant = 0, self.counts[shard]
         try:
-            for table in self._streams.shard(len(self.files), shard).iter(CHUNK):
-                table = _without_blanks(table)
+            tables = map(_without_blanks, self._streams.shard(len(self.files), shard).iter(CHUNK))
+            for table in tables:
                 read += table.num_rows
-                if meant is not None and read > meant:
-                    break  # whoever takes no more than the manifest says would not come to its end
+                if meant is not None and read >= meant:
+                    # Whoever takes no more than the manifest says would not come to what follows.
+                    read += sum(following.num_rows for following in tables)
+                    if read > meant:
+                        break
                 yield table
         except Exception as error:  # whatever the disk, the network or the files may bring
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.files[shard]}: cannot be read after {read} records: {reason}") from error
+            raise UserError(f"{self.files[shard]}: cannot be read after {read} records: {_reason(error)}") from error
         if meant not in (None, read):
             raise UserError(f"{self.files[shard]} holds {read} records; {manifest.NAME} beside it says {meant}")
 
     def decode(self, table: "pa.Table", i: int, shard: int, number: int) -> Row:
         """Row `i` of a table, which is the record `number` (from 0) of its shard."""
-        row: Row = table.slice(i, 1).to_pylist()[0]
         try:
+            row = _row(table, i)
             if self.files[shard].endswith(".parquet"):
                 return _checked(row)
             parsed = parse_object(row["text"].encode())
@@ -112,9 +116,10 @@ class ShardsSource(Source[Any]):
         from datasets import load_dataset
 
         parquet = self.files[0].endswith(".parquet")
-        streams = self._called(
-            lambda: load_dataset("parquet" if parquet else "text", data_files=self.files, split="train", streaming=True)
-        )
+        files = list(map(escape, self.files))  # they are taken for patterns
+        options: dict[str, Any] = {"batch_size": CHUNK} if parquet else {}  # the default fails without rows
+        options |= {"data_files": files, "split": "train", "streaming": True}
+        streams = self._called(lambda: load_dataset("parquet" if parquet else "text", **options))
         columns = streams.column_names
         if parquet and not any(columns == rows.schema(kind).names for kind in rows.KINDS):
             raise UserError(
@@ -128,22 +133,21 @@ class ShardsSource(Source[Any]):
     def check(self) -> None:
         """Raise a UserError where a shard is missing, of another size than the manifest says, or no table."""
         for shard in self.manifest.shards if self.manifest else ():
-            try:
-                size = self._system.info(f"{self.path}/{shard.name}")["size"]
-            except FileNotFoundError:
-                raise UserError(f"{self.path}/{shard.name} is missing; {manifest.NAME} beside it names it") from None
+            file = f"{self.path}/{shard.name}"
+            size = self._called(lambda file=file: self._size(file))
+            if size is None:
+                raise UserError(f"{file} is missing; {manifest.NAME} beside it names it")
             if size != shard.bytes:
-                raise UserError(
-                    f"{self.path}/{shard.name} has {size} bytes; {manifest.NAME} beside it says {shard.bytes}"
-                )
+                raise UserError(f"{file} has {size} bytes; {manifest.NAME} beside it says {shard.bytes}")
         self._streams  # noqa: B018 (opened before processes are forked, which then need not)
 
     def check_content(self) -> None:
         """Raise a UserError where a shard on disk is not, to the byte, the one that the manifest describes."""
         self.check()
         for shard in self.manifest.shards if self.manifest and "://" not in self.path else ():
-            if hash_of(Path(self.path, shard.name)) != shard.sha256:
-                raise UserError(f"{self.path}/{shard.name} is not the file that {manifest.NAME} beside it describes")
+            file = Path(self.path, shard.name)
+            if self._called(lambda file=file: hash_of(file)) != shard.sha256:
+                raise UserError(f"{file} is not the file that {manifest.NAME} beside it describes")
 
     @property
     def _system(self) -> Any:
@@ -163,6 +167,14 @@ class ShardsSource(Source[Any]):
         found = self._called(lambda: self._system.cat_file(place) if self._system.exists(place) else None)
         return None if found is None else (found, place)
 
+    def _size(self, file: str) -> int | None:
+        """Bytes of a file, None where there is none."""
+        try:
+            size: int = self._system.info(file)["size"]
+        except FileNotFoundError:
+            return None
+        return size
+
     def _file(self, listed: str) -> str:
         """A path as listed, as a path or URL."""
         return f"{self.path}/{listed.rpartition('/')[2]}"
@@ -171,8 +183,20 @@ class ShardsSource(Source[Any]):
         try:
             return call()
         except Exception as error:  # whatever the disk or the network may bring
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.path}: cannot be read: {reason}") from error
+            raise UserError(f"{self.path}: cannot be read: {_reason(error)}") from error
+
+
+def _row(table: "pa.Table", i: int) -> Row:
+    try:
+        row: Row = table.slice(i, 1).to_pylist()[0]
+    except Exception as error:  # texts that are no UTF-8, times that Python does not know
+        raise UserError(f"cannot be read: {_reason(error)}") from error
+    return row
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _checked(row: Row) -> Row:

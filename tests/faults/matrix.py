@@ -22,8 +22,9 @@ COMMON = (
 )
 DROPOUT = "--model.init_args.backbone.lora.dropout=0.1"
 REPLAY = (f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.1")  # 2 of 20
-WORKERS = "--data.init_args.num_workers=2"
-STREAMED = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.shuffle_buffer=3", WORKERS)
+ALONE, WORKERS = "--data.init_args.num_workers=0", "--data.init_args.num_workers=2"
+NEGATIVES = "--data.init_args.negatives=all"
+STREAMED = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.shuffle_buffer=3")
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,16 @@ class Row:
 MATRIX = (
     Row("sft-lora", "sft", "lora", (DROPOUT,), 3),
     Row("sft-lora-workers", "sft", "lora", (DROPOUT, WORKERS), 2),
-    Row("sft-lora-streamed", "sft", "lora", (DROPOUT, *STREAMED), 2),
+    Row("sft-lora-streamed", "sft", "lora", (DROPOUT, *STREAMED, WORKERS), 2),
     Row("sft-qlora", "sft", "qlora", (DROPOUT,), 2),
     Row("sft-qlora-workers-replay", "sft", "qlora", (DROPOUT, WORKERS, *REPLAY), 3),
     Row("sft-lora-replay", "sft", "lora", (DROPOUT, *REPLAY, "--checkpoint.every_n_train_steps=3"), 2),
-    Row("dpo-lora", "dpo", "lora", ("--data.init_args.negatives=all",), 2),
+    Row("dpo-lora", "dpo", "lora", (NEGATIVES,), 2),
     Row("dpo-qlora-workers-replay", "dpo", "qlora", (WORKERS, *REPLAY), 2),
     Row("sft-full-validated-by-epoch", "sft", "full", ("--trainer.val_check_interval=1.0",), 2),
+    Row("sft-lora-streamed-alone", "sft", "lora", (DROPOUT, *STREAMED, ALONE), 2),
+    Row("sft-qlora-streamed", "sft", "qlora", (DROPOUT, *STREAMED, WORKERS), 1),
+    Row("dpo-lora-streamed", "dpo", "lora", (NEGATIVES, *STREAMED, WORKERS), 1),
 )
 PAIR = Row("sft-lora-two-ranks", "sft", "lora", (WORKERS,), 0, ranks=2)
 
