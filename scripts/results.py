@@ -36,7 +36,7 @@ SLIDING = ("--window", "8", "--stride", "4")
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 QUESTIONS = 570
-SHORT = ("--trainer.max_steps=400",)
+SHORT = ("--trainer.max_steps=150",)
 CORES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4")
 
 
@@ -84,7 +84,7 @@ TRAININGS = {
     "direct": Training(
         "trecdl.sft",
         "pointing",
-        ("--model.init_args.prompt.format=direct", "--trainer.max_epochs=4", "--trainer.max_steps=2400"),
+        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616"),
     ),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
@@ -98,7 +98,7 @@ ROWS = {
     "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
     "chain": Row("chain SFT", "chain", "chain"),
     "dpo": Row("chain SFT + DPO", "dpo", "chain"),
-    "short": Row("chain SFT, 400 steps", "short", "chain", depths=(20,)),
+    "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
     # What the model, its format and so many steps can hold: it has learned the judgements that it is measured by.
     "judged": Row("the same from DL 2021's own judgements: an upper bound", "judged", "chain", depths=(20,)),
@@ -260,7 +260,7 @@ def cost(run: Path) -> dict[str, float]:
 
 def tokens_of(run: Path) -> dict[int, float]:
     """How many tokens each step has read. A process logs its own; what the others read is taken to be as much."""
-    processes: int = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["devices"]
+    processes = int(yaml.safe_load((run / "config.yaml").read_text())["trainer"]["devices"])
     return {step: processes * tokens for step, tokens in curve(run, "train/tokens")}
 
 

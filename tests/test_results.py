@@ -144,7 +144,7 @@ def test_each_difference_has_its_line() -> None:
 def test_what_a_training_took(tmp_path: Path) -> None:
     rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in (0, 1, 1)]  # 1 was done again
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "config.yaml").write_text("trainer: {devices: 2}")
+    (tmp_path / "config.yaml").write_text("trainer: {devices: '2'}")
     assert results.cost(tmp_path) == {"steps": 2, "tokens": 2400.0, "minutes": 2.0}
 
 
