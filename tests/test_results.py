@@ -48,7 +48,7 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
 
 
 def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="splade: there are 0 records, and 800 are wanted"):
+    with pytest.raises(UserError, match="splade: there are 0 records, and 400 are wanted"):
         trecdl_data.drawn("splade", [])
 
 
