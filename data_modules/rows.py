@@ -35,7 +35,7 @@ def to_record(row: Mapping[str, Any]) -> RankingRecord:
     return RankingRecord(
         qid=row["qid"],
         query=row["query"],
-        passages=tuple(Passage(**passage) for passage in row["passages"]),
+        passages=tuple(Passage(p["docid"], p["text"], p.get("score")) for p in row["passages"]),
         permutation=None if row["permutation"] is None else tuple(row["permutation"]),
         choices=row["choices"],
         qrels=None if qrels is None else {judged["docid"]: judged["grade"] for judged in qrels},

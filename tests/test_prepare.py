@@ -264,6 +264,22 @@ def test_a_text_of_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
         list(ShardsSource(tmp_path))
 
 
+def test_a_shards_other_columns_are_named_in_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"query": ["a"], "two\nlines": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"its columns query, two lines are not those of prepared records: prepare it"):
+        list(ShardsSource(tmp_path))
+
+
+def test_what_else_is_known_of_a_passage_is_left_out(shards: Path, records: list[RankingRecord]) -> None:
+    (shards / NAME).unlink()
+    for file in shards.iterdir():
+        rows = pq.read_table(file).to_pylist()
+        for passage in (passage for row in rows for passage in row["passages"]):
+            passage["url"] = "example.org"
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    assert list(ShardsSource(shards)) == records
+
+
 def test_an_empty_shard_is_passed_over(shards: Path, records: list[RankingRecord]) -> None:
     (shards / NAME).unlink()
     pq.write_table(schema(RankingRecord).empty_table(), shards / "00000a.parquet")

@@ -123,8 +123,8 @@ class ShardsSource(Source[Any]):
         columns = streams.column_names
         if parquet and not any(columns == rows.schema(kind).names for kind in rows.KINDS):
             raise UserError(
-                f"{self.path}: its columns {', '.join(columns)} are not those of prepared records: prepare it with "
-                "python -m data_modules.prepare"
+                f"{self.path}: its columns {_line(', '.join(columns))} are not those of prepared records: prepare it "
+                "with python -m data_modules.prepare"
             )
         return streams.with_format("arrow")
 
@@ -195,8 +195,11 @@ def _row(table: "pa.Table", i: int) -> Row:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return _line(str(error)) or type(error).__name__
+
+
+def _line(said: str) -> str:
+    return " ".join(said.split())
 
 
 def _checked(row: Row) -> Row:
