@@ -63,8 +63,10 @@ def make(model: str, passages: Path, out: Path, windows: int, size: int = 8, ans
     if not (path := out / "queries.jsonl.gz").exists():
         write_rows(asked(model, collection, windows), path)
     questions = dict(QueriesSource(path))
-    write_rows(({"docid": d.docid, "text": d.text} for d in collection.documents.values()), out / "docs.jsonl.gz")
-    (out / "qrels.txt").write_text("".join(f"{docid} 0 {docid} 1\n" for docid in questions))
+    if not (path := out / "docs.jsonl.gz").exists():
+        write_rows(({"docid": d.docid, "text": d.text} for d in collection.documents.values()), path)
+    if not (path := out / "qrels.txt").exists():
+        path.write_text("".join(f"{docid} 0 {docid} 1\n" for docid in questions))
     if not (path := out / "answers.jsonl.gz").exists():
         write_rows(answered(model, list(questions.values())[:: max(1, len(questions) // answers)][:answers]), path)
     if not (path := out / "windows.jsonl.gz").exists():
