@@ -37,6 +37,13 @@ LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 QUESTIONS = 570
 SHORT = ("--trainer.max_steps=150",)
+FORGETFUL = (*SHORT, "--data.init_args.replay=null")
+JUDGED = (
+    *FORGETFUL,
+    "--trainer.max_epochs=-1",
+    "--trainer.val_check_interval=150",
+    "--trainer.check_val_every_n_epoch=null",
+)
 CORES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4")
 
 
@@ -89,8 +96,8 @@ TRAININGS = {
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
     "short": Training("trecdl.sft", "pointing", SHORT),
-    "forgetful": Training("trecdl.sft", "pointing", (*SHORT, "--data.init_args.replay=null")),
-    "judged": Training("trecdl.sft", "pointing", (*SHORT, "--trainer.max_epochs=-1"), "judged"),
+    "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
+    "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
 }
 ROWS = {
     "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
@@ -100,8 +107,8 @@ ROWS = {
     "dpo": Row("chain SFT + DPO", "dpo", "chain"),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
-    # What the model, its format and so many steps can hold: it has learned the judgements that it is measured by.
-    "judged": Row("the same from DL 2021's own judgements: an upper bound", "judged", "chain", depths=(20,)),
+    # What the model and its format can hold: it has learned the judgements that it is measured by.
+    "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
 }
 
 
@@ -126,6 +133,8 @@ def main() -> None:
 
 def train(name: str, lists: Path) -> None:
     """Run a training after those that it starts from, unless that was done."""
+    if (RUNS / name / "complete").exists():
+        return  # whatever became of those that it started from
     training = TRAININGS[name]
     options = [*training.options, f"--data.init_args.train.init_args.path={RUNS}/data/{training.data}.jsonl.gz"]
     if training.recipe == "trecdl.pointing":
