@@ -1,6 +1,7 @@
 """Load a causal LM, whole or in 4 bits, with or without LoRA adapters; save what was trained."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lit_rerank.errors import UserError, out_of_memory
+from lit_rerank.processor import slow_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +143,11 @@ def load_for_inference(
     ).eval()
     if load_in_4bit:
         return loaded
-    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    slow = slow_bfloat16(place, f"dtype {dtype}, weights in {loaded.dtype}")
+    if slow is not None:
+        warnings.warn(f"{slow}: set dtype to float32", stacklevel=2)
+    return loaded.to(place)
 
 
 def add_adapter(model: "PreTrainedModel", adapter: str, name: str, trainable: bool = False) -> "PreTrainedModel":

@@ -14,7 +14,7 @@ from data_modules.stream import Stream
 from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
-from lit_rerank.overview import sizes, step_size
+from lit_rerank.overview import sizes, step_size, warn_of_slowness
 
 
 def dry_run(
@@ -32,6 +32,7 @@ def dry_run(
     module.configure_model()
     module.to(trainer.strategy.root_device)
     trainer.precision_plugin.convert_module(module)
+    warn_of_slowness(trainer, module)
     _check_checkpoint(trainer, module, ckpt_path)
     figures: dict[str, Any] = {f"{name}.records": len(rows) for name, rows in data.records.items()} | sizes(module)
     with torch.no_grad(), trainer.precision_plugin.forward_context():

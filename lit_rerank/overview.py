@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from data_modules.base import RankingDataModule
 from lit_rerank.backbone import trainable_parameters
 from lit_rerank.errors import out_of_memory
 from lit_rerank.metrics import gather
 from lit_rerank.modules import RerankModule
+from lit_rerank.processor import slow_bfloat16
 from lit_rerank.run_record import add_to_record
 
 STEPS = 3  # are measured, after the first
@@ -24,6 +25,12 @@ class RunOverview(L.Callback):
 
     The same figures become `step` in `<run>/run.json`. An error for want of memory gets a note of what to change.
     """
+
+    def on_fit_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
+        warn_of_slowness(trainer, module)
+
+    def on_predict_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
+        warn_of_slowness(trainer, module)
 
     def on_train_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
         self._first, self._steps = trainer.global_step, int(trainer.estimated_stepping_batches)
@@ -78,6 +85,16 @@ class RunOverview(L.Callback):
     def _record(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             add_to_record(Path(trainer.default_root_dir), "step", self.figures)
+
+
+def warn_of_slowness(trainer: L.Trainer, module: RerankModule[Any]) -> None:
+    """Say what to set where the processor is slow at the arithmetic that is asked for."""
+    for asked in (f"precision {trainer.precision}", f"weights in {module.model.dtype}"):
+        slow = slow_bfloat16(trainer.strategy.root_device, asked)
+        if slow is not None:
+            instead = "--trainer.precision=32-true --model.init_args.backbone.dtype=float32"
+            rank_zero_warn(f"{slow}: set {instead}")
+            return
 
 
 def step_size(trainer: L.Trainer, data: RankingDataModule[Any]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
 from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
-from scripts.recipes import curve, pays_to_compile, start_anew, train
+from scripts.recipes import curve, dtype, pays_to_compile, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/quickstart")
@@ -79,7 +79,7 @@ def evaluate(
         max_passage_tokens=prompt.max_passage_tokens,
         repeat_identifier=prompt.repeat_identifier,
         sliding=SLIDING,
-        dtype="bfloat16",
+        dtype=dtype(),
     )
     rankings = with_progress([record.shuffled(SEED) for record in records], reranker)
     assert isinstance(reranker.decoder, Decoder)
@@ -192,7 +192,7 @@ Figures: {RUNS}/summary.json   curves: {RUNS}/learning_curves.png   runs: {RUNS}
 What next?
   make tensorboard                                   the curves of the three trainings
   .venv/bin/python evaluate.py rerank --model {MODEL} --adapter {RUNS}/dpo/adapter \\
-      --first_stage bm25 --collection pydocs/test --depth 8 --window 5 --stride 3 --shuffle 0 --dtype bfloat16 \\
+      --first_stage bm25 --collection pydocs/test --depth 8 --window 5 --stride 3 --shuffle 0 --dtype {dtype()} \\
       --run my.run.txt --metrics my.json
   make test                                          prove the installation
   make train-pydocs                                  the same for hours

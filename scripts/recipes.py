@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
+from lit_rerank.processor import slow_bfloat16
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
@@ -32,7 +34,7 @@ def train(recipe: str, runs: Path, *overrides: str, without: str | None = None) 
     Raises:
         UserError: if it fails.
     """
-    words = [*command(recipe, runs, without), *overrides]
+    words = [*command(recipe, runs, without), *arithmetic(), *overrides]
     print(f"\n== {recipe}: python {shlex.join(words)}\n", flush=True)
     if subprocess.run([sys.executable, *words]).returncode:
         raise UserError(f"the training of {recipe} has failed; its message stands above")
@@ -59,6 +61,21 @@ def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:
         option = words.index(without)
         del words[option : option + 2]
     return words
+
+
+def dtype() -> DType:
+    """What to compute in: bfloat16, as the recipes say, where this machine is fast at it."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bfloat16" if slow_bfloat16(device, "bfloat16") is None else "float32"
+
+
+def arithmetic() -> tuple[str, ...]:
+    """What a recipe is told to compute in the `dtype` of this machine."""
+    if dtype() == "bfloat16":
+        return ()
+    return ("--trainer.precision=32-true", "--model.init_args.backbone.dtype=float32")
 
 
 def pays_to_compile() -> bool:

@@ -23,7 +23,7 @@ from data_modules.trec import write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
-from scripts.recipes import curve, go_on, pays_to_compile
+from scripts.recipes import curve, dtype, go_on, pays_to_compile
 from scripts.trecdl_data import write_data
 
 mpl.use("Agg")
@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/results")
-READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true", "--dtype", "bfloat16")
+READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
@@ -177,7 +177,7 @@ def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists:
     candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
     files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
     asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", decode]
-    options = [*READING, *sliding, "--depth", str(depth)]
+    options = [*READING, "--dtype", dtype(), *sliding, "--depth", str(depth)]
     evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *asked, *files, *options)
 
 
@@ -188,7 +188,7 @@ def ask(adapter: Path | None, mmlu: Path, folder: Path) -> None:
         base = RUNS / "measured" / "base"
         ask(None, mmlu, base)
         options += ["--against", f"{base}/mmlu.details.jsonl"]
-    evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", "bfloat16")
+    evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", dtype())
 
 
 def _model(adapter: Path | None) -> list[str]:

@@ -24,6 +24,7 @@ from lit_rerank.chat import ChatTokenizer
 from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.report import progress_bar
 from lit_rerank.reranker import Reranker, SlidingWindow, rerank
+from scripts.recipes import dtype
 
 EXAMPLES = {  # passages, and what people type to find them
     "Adult cat fleas live for about a hundred days on a host, but only a few days without one.": (
@@ -116,7 +117,7 @@ def continued(model: str, prompts: Sequence[str], what: str, length: int, **how:
     from transformers import GenerationConfig, set_seed
 
     set_seed(0)
-    loaded: Any = load_for_inference(model, dtype="bfloat16")
+    loaded: Any = load_for_inference(model, dtype=dtype())
     tokenizer = load_tokenizer(model)
     tokenizer.padding_side = "left"
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -162,7 +163,7 @@ def ordered(model: str, records: Iterable[RankingRecord], size: int) -> Iterator
         model,
         decode="likelihood",
         max_passage_tokens=60,
-        dtype="bfloat16",
+        dtype=dtype(),
         sliding=SlidingWindow(window=size, stride=1, depth=size),
     )
     everything = list(records)

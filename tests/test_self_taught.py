@@ -10,6 +10,7 @@ from data_modules.catalogue import open_collection
 from data_modules.sources import JsonlSource, MessagesSource
 from lit_rerank import Reranker
 from scripts import self_taught
+from scripts.recipes import dtype
 from scripts.results import MODEL
 
 PASSAGES = (
@@ -50,7 +51,7 @@ def test_questions_are_a_collection_of_what_they_were_asked_about(made: Path) ->
 def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None:
     records = list(JsonlSource(made / "windows.jsonl.gz"))
     assert records
-    reranker = Reranker.from_pretrained(MODEL, decode="likelihood", max_passage_tokens=60, dtype="bfloat16")
+    reranker = Reranker.from_pretrained(MODEL, decode="likelihood", max_passage_tokens=60, dtype=dtype())
     for record in records:
         docids = [passage.docid for passage in record.passages]
         assert record.qid in docids

@@ -1,0 +1,93 @@
+"""Where a processor is slow at bfloat16, who asks for it is told, and the project's own scripts take float32."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rerank import processor
+from lit_rerank.backbone import load_for_inference
+from scripts import recipes
+from tests.training import command, train_in, write_data
+
+CPU = torch.device("cpu")
+Slow = Callable[[float], None]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """Make bfloat16 so many times slower than float32."""
+
+    def make(times: float) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(processor, "bfloat16_slowdown", lambda: times)
+
+    return make
+
+
+def test_the_slowdown_is_measured() -> None:
+    assert 0 < processor.bfloat16_slowdown() < math.inf
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16-mixed", "bf16-true", "weights in torch.bfloat16", "bfloat16"])
+def test_only_what_is_slow_is_warned_of(arithmetic: str, slow: Slow) -> None:
+    slow(1.5)
+    assert processor.slow_bfloat16(CPU, arithmetic) is None
+    slow(50.0)
+    warning = f"{arithmetic}: this processor multiplies bfloat16 some 50 times slower than float32"
+    assert processor.slow_bfloat16(CPU, arithmetic) == warning
+    assert processor.slow_bfloat16(torch.device("cuda", 0), arithmetic) is None
+    for fast in ("32-true", "weights in torch.float32", "16-mixed"):
+        assert processor.slow_bfloat16(CPU, fast) is None
+
+
+@pytest.mark.parametrize("more", [("--trainer.max_steps=1",), ("--dry_run",)], ids=["fit", "dry_run"])
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ((), "precision bf16-mixed"),
+        (("--trainer.precision=32-true", "--model.init_args.backbone.dtype=bfloat16"), "weights in torch.bfloat16"),
+        (("--trainer.precision=32-true",), None),
+    ],
+)
+def test_training_says_what_to_set(
+    settings: tuple[str, ...], warned: str | None, more: tuple[str, ...], slow: Slow, tiny_model: Path, tmp_path: Path
+) -> None:
+    slow(50.0)
+    words = command("sft", "lora", "permutations", "run", *settings, *more, model=tiny_model)
+    expected = (
+        pytest.warns(UserWarning, match=f"{warned}: this processor .* set --trainer.precision=32-true --model")
+        if warned is not None
+        else not_warned()
+    )
+    with expected:
+        train_in(write_data(tmp_path), words)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_inference_says_what_to_set(dtype: str, slow: Slow, tiny_model: Path, tmp_path: Path) -> None:
+    load_for_inference(str(tiny_model)).to(torch.bfloat16).save_pretrained(tmp_path)
+    slow(50.0)
+    with pytest.warns(UserWarning, match=f"dtype {dtype}, weights in torch.bfloat16: .* set dtype to float32"):
+        load_for_inference(str(tmp_path), dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    with not_warned():
+        load_for_inference(str(tmp_path), dtype="float32", device="cpu")
+
+
+def test_recipes_are_run_in_what_the_processor_is_fast_at(slow: Slow) -> None:
+    slow(0.5)
+    assert (recipes.dtype(), recipes.arithmetic()) == ("bfloat16", ())
+    slow(50.0)
+    assert recipes.dtype() == "float32"
+    assert recipes.arithmetic() == ("--trainer.precision=32-true", "--model.init_args.backbone.dtype=float32")
+
+
+@contextlib.contextmanager
+def not_warned():  # type: ignore[no-untyped-def]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*this processor multiplies")
+        yield
