@@ -24,14 +24,13 @@ class Augmentation:
 
     Attributes:
         min_size, max_size: passages in a window, drawn uniformly (as far as the record has so many).
-        shuffle: share of the windows whose passages are shown in random order (true: all); the others' are in the
-            record's.
+        shuffle: show a window's passages in random order, not in the record's.
         windows_per_record: how many windows an epoch draws from each record.
     """
 
     min_size: int = 2
     max_size: int = 20
-    shuffle: bool | float = True
+    shuffle: bool = True
     windows_per_record: int = 1
 
     def __post_init__(self) -> None:
@@ -40,8 +39,6 @@ class Augmentation:
                 f"augmentation: sizes {self.min_size}..{self.max_size} and {self.windows_per_record} windows a record; "
                 f"a window holds 2 passages or more, and every record gives 1 to {MOST_WINDOWS:,} windows"
             )
-        if not 0 <= self.shuffle <= 1:
-            raise UserError(f"augmentation: shuffle is {self.shuffle}; it is a share, from 0 to 1")
         check_size(self.max_size)
 
     def draw(self, record: RankingRecord, draw: random.Random) -> Window:
@@ -52,7 +49,7 @@ class Augmentation:
         order = draw.sample([i for i in range(n) if i not in kept], size - len(kept))
         if kept:
             order = draw.sample(kept + order, size)
-        return Window.of(record, order if draw.random() < self.shuffle else sorted(order))
+        return Window.of(record, order if self.shuffle else sorted(order))
 
     def size(self, n: int, draw: random.Random) -> int:
         """How many passages a window holds of a record's `n`: the first thing that is drawn."""

@@ -72,15 +72,6 @@ def test_windows_vary_within_bounds_and_keep_the_teachers_order(shuffle: bool) -
     assert len({frozenset(p.docid for p in window.passages) for window in windows}) > 100
 
 
-def test_a_share_of_the_windows_is_shuffled() -> None:
-    augmentation = Augmentation(9, 9, shuffle=0.25)
-    windows = [augmentation.draw(record("q", 9), generator(0, 0, index)) for index in range(400)]
-    in_order = sum(window.passages == record("q", 9).passages for window in windows)
-    assert 270 < in_order < 330
-    with pytest.raises(UserError, match=r"shuffle is 1\.5; it is a share"):
-        Augmentation(shuffle=1.5)
-
-
 def test_a_record_smaller_than_the_windows_is_taken_whole() -> None:
     window = Augmentation(5, 8, shuffle=False).draw(record("q", 3), generator(0, 0, 0))
     assert window == Window.of(record("q", 3), range(3))
