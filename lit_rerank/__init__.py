@@ -3,16 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_rerank.modules import DPOModule, SFTModule
+    from lit_rerank.dpo import DPOModule
     from lit_rerank.reranker import Reranker
     from lit_rerank.retention_callback import RetentionCallback
+    from lit_rerank.sft import SFTModule
 
 __version__ = "0.1.0"
 __all__ = ["DPOModule", "Reranker", "RetentionCallback", "SFTModule"]
 
 _HOMES = {
-    "DPOModule": "modules",
-    "SFTModule": "modules",
+    "DPOModule": "dpo",
+    "SFTModule": "sft",
     "Reranker": "reranker",
     "RetentionCallback": "retention_callback",
 }

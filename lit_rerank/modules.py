@@ -1,12 +1,11 @@
-"""The two LightningModules. What they share is the base class; each adds only its objective."""
+"""What SFT and DPO share as LightningModules: the step, its figures, validation, checkpoints."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
 import torch
@@ -17,19 +16,16 @@ from data_modules.records import RankingRecord
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.reference import FrozenAdapter, Precomputed, Reference
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.reranker import Ranking, load_prompt_settings, open_decoder, rerank
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_sharded, shard, whole
-from lit_rerank.targets import PreferenceTargets, SFTTargets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -334,151 +330,3 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # windows and records; tensors are made where they are used
-
-
-class SFTModule(RerankModule[EncodedWindow]):
-    """Supervised fine-tuning on teacher permutations: cross-entropy of the completion.
-
-    Args:
-        choice_weight: weight of the choices' tokens in a window's mean.
-        remaining_weight: the same where the teacher's order is unknown and any identifier that remains is right; all
-            tokens that are no choice weigh 1.
-        normalise_choices: take a choice's probability over the identifiers that remain, not over the vocabulary.
-        replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
-    """
-
-    teaches_format = True
-
-    def __init__(
-        self,
-        backbone: BackboneSettings,
-        prompt: PromptSettings | None = None,
-        optimizer: OptimizerSettings | None = None,
-        reranking: RerankSettings | None = None,
-        choice_weight: float = 1.0,
-        remaining_weight: float = 1.0,
-        normalise_choices: bool = False,
-        replay_weight: float = 1.0,
-    ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
-        check_weights(choice_weight=choice_weight, remaining_weight=remaining_weight)
-        self.choice_weight, self.remaining_weight = choice_weight, remaining_weight
-        self.normalise_choices = normalise_choices
-
-    def questions(self, windows: Sequence[EncodedWindow]) -> Questions:
-        if not windows:
-            return Questions(Packer(), lambda _: (torch.empty(0, device=self.device), {}))
-        targets = SFTTargets.build(windows, self.device)
-        return Questions(targets.packer, partial(self._losses, targets))
-
-    def _losses(self, targets: SFTTargets, logps: Tensor) -> tuple[Tensor, Figures]:
-        loss = targets.loss(logps, self.choice_weight, self.remaining_weight, self.normalise_choices)
-        figures: dict[str, tuple[Tensor | float, int]] = {
-            "choice_loss": (loss.choice, targets.windows),
-            "choice_nll": (loss.choice_nll, targets.windows),
-            "rest_loss": (loss.rest, targets.windows),
-            "choice_accuracy": (loss.accuracy, targets.windows),
-            "no_skill": (targets.no_skill, targets.windows),
-        }
-        if targets.unordered_windows:
-            figures["remaining_loss"] = (loss.remaining, targets.unordered_windows)
-        return loss.windows, figures
-
-
-class DPOModule(RerankModule[PreferenceExample]):
-    """Direct Preference Optimization on step preferences (or on any pairs).
-
-    Args:
-        reference: the frozen model to compare with; by default the adapter that training starts from.
-        beta: strength of the tie to the reference.
-        loss: `sigmoid`, `ipo`, `hinge` or `robust` (see `dpo_loss`).
-        label_smoothing: share of preferences taken to be the wrong way round (sigmoid: cDPO; robust).
-        sft_weight: weight of the chosen completions' mean cross-entropy per token, added to the loss.
-        step_weights: how a window's steps are weighed: `uniform`, or `ndcg`, by the nDCG that their wrong choices cost
-            (of several, in the mean; a window whose passages are all judged alike, and above 0, then has no loss but
-            sft_weight's; where all are judged 0, ranks count).
-        replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
-    """
-
-    def __init__(
-        self,
-        backbone: BackboneSettings,
-        reference: Reference | None = None,
-        prompt: PromptSettings | None = None,
-        optimizer: OptimizerSettings | None = None,
-        reranking: RerankSettings | None = None,
-        beta: float = 0.1,
-        loss: DPOKind = "sigmoid",
-        label_smoothing: float = 0.0,
-        sft_weight: float = 0.0,
-        step_weights: Literal["uniform", "ndcg"] = "uniform",
-        replay_weight: float = 1.0,
-    ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
-        check_weights(sft_weight=sft_weight)
-        if not 0 < beta < inf or not 0 <= label_smoothing < 0.5:
-            raise UserError(f"beta {beta} must be above 0, label_smoothing {label_smoothing} in [0, 0.5)")
-        if label_smoothing and loss not in ("sigmoid", "robust"):
-            raise UserError(f"label_smoothing has no meaning for the loss {loss!r}; use sigmoid or robust")
-        self.reference = reference or FrozenAdapter()
-        self.beta, self.loss, self.label_smoothing = beta, loss, label_smoothing
-        self.sft_weight, self.step_weights = sft_weight, step_weights
-
-    def load_model(self) -> "PreTrainedModel":
-        if self.device_mesh is not None and isinstance(self.reference, Precomputed) and self.reference.of is not None:
-            raise UserError(  # only the process that lacks some would read
-                "with FSDP, reference Precomputed must know all values: make them with trainer.strategy ddp or on one "
-                "device, then leave reference.of out"
-            )
-        model = super().load_model()
-        self.reference.attach(model, self.backbone)
-        return model.train()  # whatever attaching a frozen one has switched off
-
-    def questions(self, windows: Sequence[PreferenceExample]) -> Questions:
-        candidates = PreferenceTargets.build(windows, self.device)
-        if candidates is None and is_sharded(self.model) and not isinstance(self.reference, Precomputed):
-            self.reference.token_logps(idle(self.device))
-        picked = None if candidates is None else candidates.picked(self.reference.token_logps(candidates.packed))
-        if picked is None:
-            none = torch.empty(0, device=self.device)
-            return Questions(Packer(), lambda _: (none, {"preferences": (0.0, len(windows))}))
-        targets, reference = picked
-        return Questions(targets.packer, partial(self._losses, targets, reference, len(windows)))
-
-    def _losses(
-        self, targets: PreferenceTargets, reference: tuple[Tensor, Tensor], windows: int, logps: Tensor
-    ) -> tuple[Tensor, Figures]:
-        policy = targets.completion_logps(logps)
-        losses, chosen, rejected = dpo_loss(*policy, *reference, self.beta, self.loss, self.label_smoothing)
-        nll = -policy[0] / targets.length[targets.chosen]
-
-        def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
-            return segment_mean(values, targets.window, targets.windows, weights)
-
-        right = (chosen > rejected).to(losses.dtype)
-        by_window = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margin": chosen - rejected,
-            "rewards/accuracy": right,
-            "chosen_nll": nll.detach(),
-        }
-        of_steps = {"accuracy": right, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
-        by_step = {
-            f"{name}_by_step/{step:02d}": values[targets.step == step]
-            for name, values in of_steps.items()
-            for step in targets.step.unique().tolist()
-        }
-        figures: dict[str, tuple[Tensor | float, int]] = {
-            "preferences": (len(losses) / windows, windows),
-            **{name: (mean(values).mean(), targets.windows) for name, values in by_window.items()},
-            **{name: (values.mean(), len(values)) for name, values in by_step.items()},
-        }
-        weights = targets.lost if self.step_weights == "ndcg" else None
-        return mean(losses, weights) + self.sft_weight * mean(nll), figures
-
-    def on_validation_end(self) -> None:
-        self.reference.save()
-
-    def on_train_end(self) -> None:
-        self.reference.save()

@@ -20,14 +20,16 @@ from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
 from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, Throughput
 from lit_rerank.checkpoints import WholeCheckpointIO, refuse_damaged
+from lit_rerank.dpo import DPOModule
 from lit_rerank.dry_run import dry_run
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, report
-from lit_rerank.modules import DPOModule, RerankModule, SFTModule
+from lit_rerank.modules import RerankModule
 from lit_rerank.overview import RunOverview
 from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
 from lit_rerank.run_record import run_record, write_record
+from lit_rerank.sft import SFTModule
 from lit_rerank.sigterm import StopOnSigterm
 
 _load_yaml = get_loader("yaml")

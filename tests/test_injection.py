@@ -13,9 +13,9 @@ from lit_rerank.backbone import BackboneSettings
 from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, place, planted, summary
-from lit_rerank.modules import SFTModule
 from lit_rerank.reranker import Reranker, load_prompt_settings, save_prompt_settings
 from lit_rerank.sanitise import sanitise
+from lit_rerank.sft import SFTModule
 from tests.tiny import record, tiny_tokenizer
 from tests.training import write_candidates
 

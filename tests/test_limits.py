@@ -19,12 +19,13 @@ from data_modules.windows import Augmentation
 from lit_rerank.chain import FORMATS
 from lit_rerank.cli import train
 from lit_rerank.config_files import MAX_BYTES, check_config
+from lit_rerank.dpo import DPOModule
 from lit_rerank.errors import UserError
-from lit_rerank.modules import DPOModule, SFTModule
 from lit_rerank.preferences import Negatives
 from lit_rerank.reranker import SlidingWindow
 from lit_rerank.sanitise import sanitise
 from lit_rerank.settings import OptimizerSettings
+from lit_rerank.sft import SFTModule
 from tests.tiny import record
 
 LONG = 1_000_000

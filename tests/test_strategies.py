@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from data_modules.trec import read_run
 from lit_rerank.backbone import BackboneSettings, load_backbone
+from lit_rerank.dpo import DPOModule
 from lit_rerank.errors import UserError
-from lit_rerank.modules import DPOModule
 from lit_rerank.reference import FrozenAdapter, Precomputed
 from lit_rerank.sharding import is_sharded, shard
 from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
