@@ -39,6 +39,7 @@ TYPES_TRIED = re.compile(
 LESS = "Take a smaller batch_size or max_batch_tokens, shorter passages, smaller windows, load_in_4bit, or bfloat16"
 GO_ON = "To go on from the last checkpoint, add --ckpt_path last"
 _CONFIG = re.compile(r"(-c|--config|--data|--model|--trainer)(=|$)").match
+_with_place = warnings.formatwarning
 NOISY_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops")
 
 
@@ -165,6 +166,7 @@ def in_one_line(run: Callable[[], Any]) -> None:
     """Run a command: without noise, and what the user can mend without a traceback."""
     for message in NOISE:
         warnings.filterwarnings("ignore", f"(?s).*{re.escape(message)}")
+    warnings.formatwarning = _formatted
     for name in NOISY_LOGGERS:
         logging.getLogger(name).addFilter(_not_noise)
     try:
@@ -178,6 +180,11 @@ def in_one_line(run: Callable[[], Any]) -> None:
         if said is None:
             raise
         sys.exit(f"error: {said}")
+
+
+def _formatted(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning that is meant for users, in one line; of others, the place in the code counts, too."""
+    return f"warning: {message}\n" if category is UserWarning else _with_place(message, category, *place, **line)
 
 
 def _failure(error: Exception) -> str | None:
