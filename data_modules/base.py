@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
@@ -120,11 +121,13 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def state_dict(self) -> dict[str, Any]:
         """By what it is decided which examples a step is made of: a place in an epoch is a place under these alone."""
-        named = ["batch_size", "num_workers", "seed", "streaming"]
+        named = ["batch_size", "num_workers", "seed", "streaming", "choices"]
         named += ["shuffle_buffer"] if self.streaming else []
         named += [] if self.replay is None else ["replay_share"]
         return {f"data.{name}": getattr(self, name) for name in named} | {
-            "data.augmentation.windows_per_record": self.augmentation.windows_per_record,
+            **{f"data.augmentation.{name}": value for name, value in asdict(self.augmentation).items()},
+            **{f"records of data.{name}": count for name, count in self._learned_from().items()},
+            "weights of data.train": getattr(self.sources["train"], "weights", None),
             "trainer.accumulate_grad_batches": self._accumulated,
             "processes": self._place()[0],
         }
@@ -137,6 +140,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        self.check_resumed(state_dict)
+
+    def check_resumed(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise a UserError where a checkpoint's `state_dict` is of other settings or data than these."""
         now = self.state_dict()
         changed = [name for name, value in state_dict.items() if name in now and now[name] != value]
         if changed:
@@ -196,6 +203,11 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         sources = [self.sources[name] for name in STAGES.get(stage or "", ("candidates",))]
         parts = [part for source in sources if source is not None for part in _parts(source)]
         return [part for part in parts if isinstance(part, ShardsSource)]
+
+    def _learned_from(self) -> dict[str, int | None]:
+        """How many records there are to learn from (None: nobody knows), by source."""
+        counts = {name: len(self.records[name]) for name in ("train", "replay") if name in self.records}
+        return counts | self.streamed
 
     @property
     def streamed(self) -> dict[str, int | None]:
@@ -422,6 +434,7 @@ def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
         sizes.append(len(rows) - sum(sizes))
         if part.skipped:
             rank_zero_info(f"{name}: {len(part.skipped)} lines skipped, the first: {part.skipped[0]}")
+    source.skipped = [line for part in _parts(source) for line in part.skipped]
     if not rows:
         raise UserError(f"data.init_args.{name}: the source holds no record")
     if 0 in sizes and getattr(source, "weights", None):

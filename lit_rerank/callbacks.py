@@ -154,7 +154,11 @@ class AdapterCheckpoint(ModelCheckpoint):
             best_saved_at = self._last_global_step_saved
             last = Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
             if trainer.is_global_zero and self._last_saved_at != trainer.global_step:
-                _keep_previous(last, of_this_run=self._last_saved_at > 0 or trainer.ckpt_path is not None)
+                first = self._last_saved_at == 0  # of this process: what is there may be anything
+                if first and trainer.ckpt_path is None:
+                    _previous(last).unlink(missing_ok=True)
+                elif last.exists() and not (first and _damage(last)):
+                    _keep_previous(last)
             self.last_model_path = str(last)
             self._save_checkpoint(trainer, self.last_model_path)
             self._last_global_step_saved = best_saved_at  # the best may still follow on this step
@@ -177,16 +181,19 @@ class AdapterCheckpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """What Lightning takes the latest of for `--ckpt_path last`: here, the latest that is whole.
 
-        Of a run that was copied, times say nothing: what was kept of the one before comes last in any case.
+        Of a run that was copied, times say nothing: what was kept of the one before comes after the last in any case,
+        and the best, which validation chose, after both.
         """
+        last = super()._find_last_checkpoints(trainer)
+        folder = os.path.normpath(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
 
-        def order(path: str) -> tuple[bool, float]:
-            return Path(path).stem.endswith("-previous"), -Path(path).stat().st_mtime
+        def order(path: str) -> tuple[bool, bool, float]:
+            return path not in last, Path(path).stem.endswith("-previous"), -Path(path).stat().st_mtime
 
-        found = sorted(super()._find_last_checkpoints(trainer), key=order)
+        found = sorted({*last, *map(str, Path(folder).glob(f"*{self.FILE_EXTENSION}"))}, key=order)
         passed_over: list[str] = []
         for path in found:
-            wrong = damage(Path(path))
+            wrong = _damage(Path(path))
             if wrong is None:
                 if passed_over:
                     rank_zero_warn(f"{'; '.join(passed_over)}: the one before it is used, {path}")
@@ -202,21 +209,26 @@ class AdapterCheckpoint(ModelCheckpoint):
             shutil.rmtree(Path(filepath).with_suffix(""), ignore_errors=True)
 
 
-def _keep_previous(last: Path, of_this_run: bool) -> None:
-    """Give `last.ckpt` a second name that its successor leaves alone; what other runs have left there goes."""
-    previous = last.with_name(f"{last.stem}-previous.ckpt")
-    if not of_this_run:
-        previous.unlink(missing_ok=True)
-    elif last.exists():
-        spare = last.with_name(".previous")
-        spare.unlink(missing_ok=True)
-        try:
-            spare.hardlink_to(last)
-        except OSError:  # not every file system has links
-            last.replace(previous)
-        else:
-            spare.replace(previous)
-            spare.unlink(missing_ok=True)  # still there where the two were one file
+def _damage(checkpoint: Path) -> str | None:
+    return damage(checkpoint) if checkpoint.is_file() else None  # a folder is the strategy's own
+
+
+def _previous(last: Path) -> Path:
+    """The second name of `last.ckpt`, which its successor leaves alone."""
+    return last.with_name(f"{last.stem}-previous.ckpt")
+
+
+def _keep_previous(last: Path) -> None:
+    """Give `last.ckpt` its second name."""
+    spare = last.with_name(".previous")
+    spare.unlink(missing_ok=True)
+    try:
+        spare.hardlink_to(last)
+    except OSError:  # not every file system has links
+        last.replace(_previous(last))
+    else:
+        spare.replace(_previous(last))
+        spare.unlink(missing_ok=True)  # still there where the two were one file
 
 
 def _begin_with_validation(loop: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def dry_run(
     module.to(trainer.strategy.root_device)
     trainer.precision_plugin.convert_module(module)
     warn_of_slowness(trainer, module)
-    _check_checkpoint(trainer, module, ckpt_path)
+    _check_checkpoint(stage, trainer, module, data, ckpt_path)
     figures: dict[str, Any] = {f"{name}.records": len(rows) for name, rows in data.records.items()} | sizes(module)
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         if stage == "fit":
@@ -63,7 +63,7 @@ def _step(trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule
         "examples_an_epoch": dataset.examples if isinstance(dataset, Stream) else len(dataset),
         "steps": int(steps),
         "batch.tokens": objective.tokens,
-        "batch.longest_example": max(len(example.ids) for example in batch),
+        "batch.longest_example": max((len(example.ids) for example in batch), default=0),
         "batch.loss": float(torch.cat([objective.windows, objective.replay]).mean()) if objective.tokens else None,
         "batch.forward_seconds": round(seconds, 3),
     }
@@ -85,7 +85,9 @@ def _check_callbacks(trainer: L.Trainer, module: RerankModule[Any], data: Rankin
             callback.check_monitor(module, data)
 
 
-def _check_checkpoint(trainer: L.Trainer, module: RerankModule[Any], ckpt_path: str | None) -> None:
+def _check_checkpoint(
+    stage: str, trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule[Any], ckpt_path: str | None
+) -> None:
     if ckpt_path == "last":
         callback = next(c for c in trainer.checkpoint_callbacks if isinstance(c, AdapterCheckpoint))
         ckpt_path = next(iter(callback._find_last_checkpoints(trainer)), None)
@@ -93,7 +95,11 @@ def _check_checkpoint(trainer: L.Trainer, module: RerankModule[Any], ckpt_path: 
         return
     if not Path(ckpt_path).is_file():
         raise UserError(f"Checkpoint file not found: {ckpt_path}")
-    module.on_load_checkpoint(torch.load(ckpt_path, map_location="cpu", weights_only=True))
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    if stage == "fit":
+        data.check_resumed(checkpoint.get(type(data).__qualname__, {}))
+        module.check_optimizer(checkpoint)
 
 
 def _limited(batches: int, limit: int | float | None) -> int:

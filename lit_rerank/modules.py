@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -280,6 +281,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["optimizer"] = _plain(self.optimizer)
         state = self._state()
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
         checkpoint["processes"] = gather({"rng": state["rng"], "figures": state["figures"]})
@@ -302,8 +304,21 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 "the checkpoint does not hold where its run stood: another version of lit-rerank, or another program, "
                 "wrote it; start anew from its adapter (model.init_args.backbone.adapter)"
             )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self.check_optimizer(checkpoint)
         processes = checkpoint["processes"]
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
+
+    def check_optimizer(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise a UserError where settings are not the checkpoint's: what it holds would silently win over some."""
+        saved, now = checkpoint.get("optimizer", {}), _plain(self.optimizer)
+        changed = [name for name, value in saved.items() if now.get(name, value) != value]
+        if changed:
+            was, here = (", ".join(f"{name} {settings[name]}" for name in changed) for settings in (saved, now))
+            raise UserError(
+                f"the checkpoint is of a run with optimizer {was}, and this one has {here}: resume it as it was, or "
+                "begin a new run from its adapter (model.init_args.backbone.adapter)"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.
@@ -330,3 +345,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # windows and records; tensors are made where they are used
+
+
+def _plain(settings: OptimizerSettings) -> dict[str, Any]:
+    """Settings as a checkpoint holds them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}

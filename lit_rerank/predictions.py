@@ -23,6 +23,7 @@ from lit_rerank.reference import identity
 from lit_rerank.sharding import whole_weights
 
 Ranked = list[tuple[str, float]]
+Asked = tuple[str, str]  # qid and key of a `Part`
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RunWriter(L.Callback):
         if stage == "predict" and isinstance(data, RankingDataModule):
             self.folder = Path(trainer.default_root_dir) / "run.parts"
             self.file = self.folder / f"{trainer.global_rank:05d}.jsonl"
-            self.written: list[str] = []
+            self.written: list[Asked] = []
             data.unranked = lambda records: self._unranked(trainer, cast(RerankModule[Any], pl_module), records)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,10 +72,10 @@ class RunWriter(L.Callback):
         parts = [Part(record.qid, key_of(record, self.made_by), [*outputs[record.qid]]) for record in batch]
         with self.file.open("a") as file:
             file.writelines(json.dumps(asdict(part)) + "\n" for part in parts)
-        self.written += [part.qid for part in parts]
+        self.written += [(part.qid, part.key) for part in parts]
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        written = {qid for qids in gather(self.written) for qid in qids}
+        written = {asked for own in gather(self.written) for asked in own}
         if trainer.is_global_zero:
             self._merge(cast(RankingDataModule[Any], trainer.datamodule), written)  # type: ignore[attr-defined]
         trainer.strategy.barrier("run.txt")
@@ -88,9 +89,9 @@ class RunWriter(L.Callback):
         if trainer.is_global_zero:
             parts = read_parts(self.folder)
             for number, record in enumerate(records):
-                part = parts.get(record.qid)
-                if part is not None and part.key == key_of(record, self.made_by):
-                    self.kept[record.qid] = part.run
+                run = parts.get((record.qid, key_of(record, self.made_by)))
+                if run is not None:
+                    self.kept[record.qid] = run
                 else:
                     numbers.append(number)
             if parts:
@@ -100,9 +101,9 @@ class RunWriter(L.Callback):
         cut_unfinished_line(self.file)
         return numbers
 
-    def _merge(self, data: RankingDataModule[Any], written: set[str]) -> None:
+    def _merge(self, data: RankingDataModule[Any], written: set[Asked]) -> None:
         """Make the run of what was kept and what was written, in the order of the candidates."""
-        found = {qid: part.run for qid, part in read_parts(self.folder).items() if qid in written}
+        found = {asked[0]: run for asked, run in read_parts(self.folder).items() if asked in written}
         if len(found) < len(written):
             raise UserError(
                 f"{self.folder} lacks the rankings of {len(written) - len(found)} queries: trainer.default_root_dir "
@@ -135,9 +136,9 @@ def key_of(record: RankingRecord, made_by: str) -> str:
     return hashlib.blake2b(json.dumps(shown).encode(), digest_size=16).hexdigest()
 
 
-def read_parts(folder: Path) -> dict[str, Part]:
-    """What the part files of a folder hold, by qid; a line that was not finished is not there."""
-    return {part.qid: part for file in sorted(folder.glob("*.jsonl")) for part in _lines(file)}
+def read_parts(folder: Path) -> dict[Asked, Ranked]:
+    """What the part files of a folder hold, by qid and key; a line that was not finished is not there."""
+    return {(part.qid, part.key): part.run for file in sorted(folder.glob("*.jsonl")) for part in _lines(file)}
 
 
 def _lines(file: Path) -> Iterator[Part]:
@@ -147,8 +148,8 @@ def _lines(file: Path) -> Iterator[Part]:
                 continue  # whoever wrote it was stopped
             try:
                 part = Part(**json.loads(line))
-                if not isinstance(part.qid, str):
-                    raise ValueError(f"its qid is {part.qid!r}")
+                if not isinstance(part.qid, str) or not isinstance(part.key, str):
+                    raise ValueError(f"its qid is {part.qid!r}, its key {part.key!r}")
                 yield Part(part.qid, part.key, [(docid, score) for docid, score in part.run])
             except (TypeError, ValueError) as error:
                 raise UserError(f"{file}:{number}: not a ranking that predict has kept ({error}): delete it") from None

@@ -273,7 +273,8 @@ def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:
 
 def identity(name: str) -> str:
     """The Hugging Face id, or a hash of what the directory holds, for directories are written anew."""
-    files = [file for kind in ("*.safetensors", "*.bin", "*config.json") for file in sorted(Path(name).glob(kind))]
+    kinds = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "*.jinja")
+    files = sorted({file for kind in kinds for file in Path(name).glob(kind) if file.is_file()})
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())

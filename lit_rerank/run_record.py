@@ -6,19 +6,25 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data_modules.base import RankingDataModule
+from data_modules.manifest import NAME as MANIFEST
+from data_modules.manifest import Manifest
 
 NAME = "run.json"
 PACKAGES = ("lit-rerank", "torch", "lightning", "transformers", "tokenizers", "peft", "bitsandbytes", "datasets")
 
 
-def run_record(config: Mapping[str, Any], data: RankingDataModule[Any] | None, processes: int) -> dict[str, Any]:
-    """Configuration, seed, versions, state of the code, machine, and what the data was."""
+def run_record(
+    stage: str, config: Mapping[str, Any], data: RankingDataModule[Any] | None, processes: int
+) -> dict[str, Any]:
+    """Stage, seed, versions, state of the code, machine, what the data was, and the configuration."""
     return {
+        "stage": stage,
         "seed": config.get("seed_everything"),
         "versions": versions(),
         "git": git_state(),
@@ -37,6 +43,11 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         temporary.replace(folder / NAME)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_of_training(folder: Path) -> bool:
+    """Whether a folder's `run.json` is that of a training."""
+    return (folder / NAME).is_file() and json.loads((folder / NAME).read_text()).get("stage", "fit") == "fit"
 
 
 def add_to_record(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
@@ -98,10 +109,23 @@ def manifest(config: Mapping[str, Any], data: RankingDataModule[Any]) -> dict[st
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256: of a file's content, or of a directory's list of files with their sizes."""
+    """Size in bytes and SHA-256: of a file's content, or of a directory's list of files with their sizes.
+
+    Of a folder of shards, it is the SHA-256 of its manifest, which has those of the shards; the manifest without them
+    is there, too.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if (path / MANIFEST).is_file():
+        content = (path / MANIFEST).read_bytes()
+        found = Manifest.parse(content, f"{path}/{MANIFEST}")
+        return {
+            "bytes": sum(shard.bytes for shard in found.shards),
+            "files": len(found.shards),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "manifest": {name: value for name, value in asdict(found).items() if name != "shards"},
+        }
     sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
     listed = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
     return {"bytes": sum(sizes.values()), "files": len(sizes), "sha256": listed}

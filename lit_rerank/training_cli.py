@@ -28,7 +28,7 @@ from lit_rerank.modules import RerankModule
 from lit_rerank.overview import RunOverview
 from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
-from lit_rerank.run_record import run_record, write_record
+from lit_rerank.run_record import is_of_training, run_record, write_record
 from lit_rerank.sft import SFTModule
 from lit_rerank.sigterm import StopOnSigterm
 
@@ -36,17 +36,17 @@ _load_yaml = get_loader("yaml")
 
 
 class SaveTrainingConfig(SaveConfigCallback):
-    """Writes `<run>/config.yaml` and `run.json` when training starts; evaluating a run later leaves them alone."""
+    """Writes `<run>/config.yaml` and `run.json`; evaluating a run that was trained leaves its own alone."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" or not is_of_training(Path(trainer.default_root_dir)):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """What the run was made of, as a file and in TensorBoard."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
         data = getattr(trainer, "datamodule", None)
-        record = run_record(config, data if isinstance(data, RankingDataModule) else None, trainer.world_size)
+        record = run_record(stage, config, data if isinstance(data, RankingDataModule) else None, trainer.world_size)
         write_record(Path(trainer.default_root_dir), record)
         text = json.dumps(record, indent=2)
         for logger in trainer.loggers:

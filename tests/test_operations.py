@@ -77,7 +77,44 @@ def test_a_streamed_run_knows_its_data(folder: Path, tiny_model: Path) -> None:
     train_in(folder, command("sft", "lora", "permutations", "streamed", *STEPS, *STREAMED, model=tiny_model))
     train = json.loads((folder / "streamed" / "run.json").read_text())["data"]["train"]
     assert (train["source"], train["records"]) == ("ShardsSource", 8)
+    (described,) = train["files"].values()
+    manifest = folder / "data" / "train.shards" / "manifest.json"
+    content = json.loads(manifest.read_text())
     assert list(train["files"]) == ["data/train.shards"]
+    assert described["sha256"] == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert described["bytes"] == sum(shard["bytes"] for shard in content["shards"])
+    assert described["manifest"] == {name: value for name, value in content.items() if name != "shards"}
+
+
+def test_a_mixture_tells_what_was_skipped(folder: Path, tiny_model: Path) -> None:
+    part = {"class_path": "data_modules.sources.JsonlSource"}
+    parts = [
+        part | {"init_args": {"path": "data/train.jsonl", "on_error": "skip"}},
+        part | {"init_args": {"path": "data/val.jsonl"}},
+    ]
+    mixed = {"class_path": "data_modules.sources.MixedSource", "init_args": {"sources": parts}}
+    more = (f"--data.init_args.train={json.dumps(mixed)}", *STEPS, "--trainer.limit_val_batches=0")
+    train_in(folder, command("sft", "lora", "permutations", "mixed", *more, model=tiny_model))
+    train = json.loads((folder / "mixed" / "run.json").read_text())["data"]["train"]
+    assert (train["records"], train["skipped"]) == (10, 1)
+    assert train["first_skipped"].startswith("data/train.jsonl:9: ")
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_what_evaluates_is_told_of_but_not_in_a_trainings_place(
+    folder: Path, tiny_model: Path, run: Path, record: dict[str, Any], stage: str
+) -> None:
+    config = (run / "config.yaml").read_text()
+    for window in (3, 4):
+        more = (f"--model.init_args.reranking.window={window}", "--model.init_args.reranking.stride=2")
+        for name in ("run", f"only-{stage}"):
+            train_in(folder, command("sft", "lora", "permutations", name, *more, model=tiny_model, stage=stage))
+        own = json.loads((folder / f"only-{stage}" / "run.json").read_text())
+        assert own["stage"] == stage
+        assert own["config"]["model"]["init_args"]["reranking"]["window"] == window
+        assert own["data"]["candidates"]["records"] == 3
+    assert json.loads((run / "run.json").read_text()) == record
+    assert (run / "config.yaml").read_text() == config
 
 
 def test_a_dry_run_compares_shards_with_their_manifest(folder: Path, tiny_model: Path) -> None:

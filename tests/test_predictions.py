@@ -1,6 +1,7 @@
 """predict goes on where it was stopped, and only where nothing has changed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from transformers import AutoTokenizer
 
 from data_modules.records import RankingRecord
 from data_modules.trec import read_run
@@ -144,6 +146,34 @@ def test_what_has_changed_is_ranked_again(
     assert ranked == qids(0, 1, 2, 3, 4)
 
 
+def test_what_more_processes_have_left_of_another_model_does_not_count(
+    folder: Path, tiny_model: Path, ranked: list[str]
+) -> None:
+    save_adapter(tiny_model, folder / "other", seed=2)
+    parts = stopped(folder, tiny_model, "run", 3)
+    kept = (parts / "00000.jsonl").read_text().splitlines(keepends=True)
+    for rank, lines in enumerate((kept[::2], kept[1::2])):
+        (parts / f"{rank:05d}.jsonl").write_text("".join(lines))
+    other = "--model.init_args.backbone.adapter=other"
+    stopped(folder, tiny_model, "run", 4, other)
+    ranked.clear()
+    run = predict(folder, tiny_model, "run", other)
+    assert ranked == qids(4)
+    assert run == predict(folder, tiny_model, "anew", other)
+
+
+def test_another_chat_template_ranks_again(folder: Path, tiny_model: Path, ranked: list[str]) -> None:
+    model = folder / "model"
+    shutil.copytree(tiny_model, model)
+    stopped(folder, model, "run", 3)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{{ 'Rank well. ' }}" + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(model)
+    ranked.clear()
+    predict(folder, model, "run")
+    assert ranked == qids(0, 1, 2, 3, 4)
+
+
 def test_parts_that_are_none_are_named(folder: Path, tiny_model: Path) -> None:
     parts = stopped(folder, tiny_model, "run", 1)
     file = parts / "00000.jsonl"
@@ -153,6 +183,7 @@ def test_parts_that_are_none_are_named(folder: Path, tiny_model: Path) -> None:
         "[]",
         '{"qid": "c1", "key": "k", "run": [1]}',
         '{"qid": ["c1"], "key": "k", "run": []}',
+        '{"qid": "c1", "key": {}, "run": []}',
     ):
         file.write_text(line + "\n")
         with pytest.raises(SystemExit, match=r"^error: .*00000\.jsonl:1: not a ranking that predict has kept"):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from lit_rerank.callbacks import JsonLinesLogger
 from lit_rerank.rng import rng_state, set_rng_state
+from lit_rerank.whole import damage
 from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
 
 CRASH = f"{Crash.__module__}.{Crash.__name__}"
@@ -178,12 +179,16 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
         ("data.init_args.batch_size=2", "data.batch_size 1", "data.batch_size 2"),
         ("data.init_args.num_workers=2", "data.num_workers 0", "data.num_workers 2"),
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches 1"),
+        ("data.init_args.augmentation.max_size=3", "data.augmentation.max_size 20", "data.augmentation.max_size 3"),
+        ("data.init_args.train.init_args.path=data/val.jsonl", "records of data.train 8", "records of data.train 2"),
+        ("model.init_args.optimizer.lr=0.5", "optimizer lr 0.01", "lr 0.5"),
     ],
 )
+@pytest.mark.parametrize("more", [(), ("--dry_run",)], ids=["fit", "dry_run"])
 def test_a_run_that_deals_its_examples_otherwise_is_not_resumed(
-    folder: Path, tiny_model: Path, adapter: str, setting: str, was: str, here: str
+    folder: Path, tiny_model: Path, adapter: str, setting: str, was: str, here: str, more: tuple[str, ...]
 ) -> None:
-    args = command("sft", "lora", "permutations", "otherwise", *COMMON, *STEPS, DROPOUT, model=tiny_model)
+    args = command("sft", "lora", "permutations", "otherwise", *COMMON, *STEPS, DROPOUT, *more, model=tiny_model)
     said = rf"^error: the checkpoint is of a run with {was}, and this one has {here}: [^\n]*$"
     with pytest.raises(SystemExit, match=said):
         train_in(folder, [*args, f"--{setting}", "--ckpt_path=sft/checkpoints/last.ckpt"])
@@ -268,10 +273,28 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(
     resumed = figures(folder / "damaged")
     assert list(resumed) == [6]
     assert resumed[6]["train/loss"] == whole[6]["train/loss"]
+    assert [damage(file) for file in (previous, last)] == [None, None]  # the damaged one has not become the previous
     for file in (last, previous):
         os.truncate(file, 5000)
+    for best in run.glob("step=*.ckpt"):
+        best.unlink()
     with pytest.raises(SystemExit, match=r"^error: ckpt_path: no checkpoint is whole: [^\n]*$"):
         train_in(folder, [*args, "--ckpt_path=last"])
+
+
+def test_without_a_last_checkpoint_the_best_is_gone_on_from(folder: Path, tiny_model: Path) -> None:
+    args = command("sft", "lora", "permutations", "best", *COMMON, *STEPS, model=tiny_model)
+    args += ["--checkpoint.save_last=false", "--trainer.check_val_every_n_epoch=1"]
+    train_in(folder, args)
+    whole = figures(folder / "best")
+    (best,) = (folder / "best" / "checkpoints").glob("*.ckpt")
+    step = torch.load(best, weights_only=True)["global_step"]
+    (folder / "best" / "metrics.jsonl").unlink()
+    train_in(folder, [*args, "--ckpt_path=last"])
+    resumed = figures(folder / "best")
+    assert step < 6
+    assert list(resumed) == list(range(step + 1, 7))
+    assert [row["train/loss"] for row in resumed.values()] == [whole[number]["train/loss"] for number in resumed]
 
 
 def test_half_a_line_of_figures_is_cut_off(tmp_path: Path) -> None:
