@@ -23,7 +23,7 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
-from lit_rerank.loop import ends_epoch, validation_follows
+from lit_rerank.loop import begin_next_epoch, ends_epoch, forget_spent_loader, validation_follows
 from lit_rerank.modules import RerankModule
 from lit_rerank.reranker import Ranking, save_prompt_settings
 from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
@@ -94,6 +94,13 @@ class AdapterCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._validation_first:
             _begin_with_validation(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        forget_spent_loader(checkpoint["loops"]["fit_loop"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        begin_next_epoch(trainer)
+        super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # A resumed run has counted one batch in advance (see _begin_with_validation).

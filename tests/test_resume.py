@@ -282,6 +282,36 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(
         train_in(folder, [*args, "--ckpt_path=last"])
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        (),
+        ("--trainer.limit_val_batches=0", "--checkpoint.monitor=null"),
+        ("--trainer.val_check_interval=4",),
+    ],
+    ids=["after validation", "without validation", "validation amid the epoch"],
+)
+def test_a_run_of_so_many_steps_goes_on_at_an_epochs_end(
+    folder: Path, tiny_model: Path, tmp_path: Path, saved: tuple[str, ...]
+) -> None:
+    """4 steps an epoch: Lightning by itself would leave out the second one."""
+    steps = ("--trainer.max_epochs=-1", "--trainer.max_steps=6", "--checkpoint.every_n_train_steps=4")
+    args = command("sft", "lora", "permutations", "", *COMMON, *steps, *saved, model=tiny_model)
+    crash = (f"--trainer.callbacks+={CRASH}", "--trainer.callbacks.at=5")
+    whole, run = (f"--trainer.default_root_dir={tmp_path / name}" for name in ("whole", "run"))
+    train_in(folder, [*args, whole])
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_in(folder, [*args, run, *crash])
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    train_in(folder, [*args, run, "--ckpt_path=last"])
+    resumed, expected = (
+        {step: {k: v for k, v in row.items() if k != "train/tokens_per_s"} for step, row in figures(path).items()}
+        for path in (tmp_path / "run", tmp_path / "whole")
+    )
+    assert resumed == {step: expected[step] for step in (5, 6)}
+
+
 def test_without_a_last_checkpoint_the_best_is_gone_on_from(folder: Path, tiny_model: Path) -> None:
     args = command("sft", "lora", "permutations", "best", *COMMON, *STEPS, model=tiny_model)
     args += ["--checkpoint.save_last=false", "--trainer.check_val_every_n_epoch=1"]

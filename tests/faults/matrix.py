@@ -23,6 +23,8 @@ COMMON = (
 DROPOUT = "--model.init_args.backbone.lora.dropout=0.1"
 REPLAY = (f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.1")  # 2 of 20
 ALONE, WORKERS = "--data.init_args.num_workers=0", "--data.init_args.num_workers=2"
+# Checkpoints at the epoch's end alone.
+BY_STEPS = (f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=1.0", "--checkpoint.every_n_train_steps=5")
 NEGATIVES = "--data.init_args.negatives=all"
 STREAMED = (f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--data.init_args.shuffle_buffer=3")
 
@@ -57,6 +59,8 @@ MATRIX = (
     Row("dpo-qlora-workers-replay", "dpo", "qlora", (WORKERS, *REPLAY), 2),
     Row("sft-full-validated-by-epoch", "sft", "full", ("--trainer.val_check_interval=1.0",), 2),
     Row("sft-lora-streamed-alone", "sft", "lora", (DROPOUT, *STREAMED, ALONE), 2),
+    Row("sft-lora-by-steps", "sft", "lora", (DROPOUT, *BY_STEPS), 2),
+    Row("sft-lora-streamed-by-steps", "sft", "lora", (DROPOUT, *STREAMED, ALONE, *BY_STEPS), 2),
     Row("sft-qlora-streamed", "sft", "qlora", (DROPOUT, *STREAMED, WORKERS), 1),
     Row("dpo-lora-streamed", "dpo", "lora", (NEGATIVES, *STREAMED, WORKERS), 1),
 )
