@@ -201,7 +201,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def _prepared(self, stage: str | None) -> list[ShardsSource]:
         """The folders of shards that a stage reads."""
         sources = [self.sources[name] for name in STAGES.get(stage or "", ("candidates",))]
-        parts = [part for source in sources if source is not None for part in _parts(source)]
+        parts = [part for source in sources if source is not None for part in _unmixed(source)]
         return [part for part in parts if isinstance(part, ShardsSource)]
 
     def _learned_from(self) -> dict[str, int | None]:
@@ -421,6 +421,15 @@ class _Candidates(Dataset[RankingRecord]):
 def _parts(source: Source) -> Sequence[Source]:
     """What is mixed, or the source itself."""
     return source.sources if isinstance(source, MixedSource) else [source]
+
+
+def _unmixed(source: Source) -> Iterator[Source]:
+    """What is mixed, however deep, or the source itself."""
+    if not isinstance(source, MixedSource):
+        yield source
+        return
+    for part in source.sources:
+        yield from _unmixed(part)
 
 
 def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:

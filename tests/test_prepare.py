@@ -18,6 +18,7 @@ from data_modules.sources import (
     ConversationsSource,
     JsonlSource,
     MessagesSource,
+    MixedSource,
     PairsSource,
     PreferencePair,
     ShardsSource,
@@ -312,8 +313,12 @@ def test_another_tokenizer_or_format_is_refused(source: Path, tiny_model: Path, 
         load(PermutationDataModule(train=ShardsSource(tmp_path / "shards"), tokenizer=str(tiny_model), prompt=prompt))
 
     loaded(prompt)
+    other = PromptSettings(max_passage_tokens=21)
     with pytest.raises(UserError, match=r"manifest.json: prepared for another format \(fingerprint \w+\) than this"):
-        loaded(PromptSettings(max_passage_tokens=21))
+        loaded(other)
+    mixed = MixedSource([MixedSource([ShardsSource(tmp_path / "shards")]), JsonlSource(learnable)])
+    with pytest.raises(UserError, match=r"manifest.json: prepared for another format"):
+        load(PermutationDataModule(train=mixed, tokenizer=str(tiny_model), prompt=other))
     rewritten(tmp_path / "shards", encoded_as={**manifest.encoded_as, "tokenizer": "0123"})
     with pytest.raises(UserError, match=r"prepared for another tokenizer \(fingerprint 0123\)"):
         loaded(prompt)
