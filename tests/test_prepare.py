@@ -287,6 +287,26 @@ def test_an_empty_shard_is_passed_over(shards: Path, records: list[RankingRecord
     assert list(ShardsSource(shards)) == records
 
 
+def test_a_folder_may_be_called_as_a_file_is(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
+    prepare(str(source), output=tmp_path / "train.parquet", shard_records=4)
+    shards = ShardsSource(tmp_path / "train.parquet")
+    assert shards.manifest is not None
+    assert list(shards) == records
+    (tmp_path / "train.parquet" / NAME).unlink()
+    assert list(ShardsSource(tmp_path / "train.parquet")) == records
+    assert list(ShardsSource(tmp_path / "train.parquet" / "00001.parquet")) == records[4:8]
+
+
+def test_what_a_shard_is_is_told_by_how_its_name_ends(shards: Path, records: list[RankingRecord]) -> None:
+    (shards / NAME).unlink()
+    for number in range(3):
+        (shards / f"0000{number}.parquet").rename(shards / f"part.{number}.parquet")  # as Dask names them
+    assert list(ShardsSource(shards)) == records
+    (shards / "part.0.jsonl.gz").touch()
+    with pytest.raises(UserError, match=r"either .parquet files or .jsonl files, and holds 3 of the one and 1 of the"):
+        list(ShardsSource(shards))
+
+
 def test_a_folders_name_is_no_pattern(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
     for name in ("run[1]", "run?", "run1"):
         prepare(str(source), output=tmp_path / name)

@@ -45,7 +45,7 @@ def _dataset(path: Path) -> Iterable[Any]:
     from datasets import load_dataset
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" and not path.is_dir():
             return load_dataset("parquet", data_files=str(path), split="train")
         return load_dataset(str(path), split="train")
     except Exception as error:  # whatever the Hub, the network or the files may bring

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from glob import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_modules import manifest, rows  # the modules: they import sources themselves
@@ -54,11 +54,15 @@ class ShardsSource(Source[Any]):
         """The shards' paths or URLs."""
         if self.manifest is not None:
             return [f"{self.path}/{shard.name}" for shard in self.manifest.shards]
-        if self.path.endswith(KINDS):
+        if self._is_file:
             return [self.path]
         found = [file for file in map(self._file, self._listed) if file.endswith(KINDS)]
-        if not found or len({PurePosixPath(file).suffixes[0] for file in found}) > 1:
-            raise UserError(f"{self.path} must hold either .parquet files or .jsonl files, and holds {len(found)}")
+        parquet = sum(file.endswith(".parquet") for file in found)
+        if not found or parquet not in (0, len(found)):
+            raise UserError(
+                f"{self.path} must hold either .parquet files or .jsonl files, and holds {parquet} of the one and "
+                f"{len(found) - parquet} of the other"
+            )
         return found
 
     @cached_property
@@ -156,13 +160,18 @@ class ShardsSource(Source[Any]):
         return url_to_fs(self.path)[0]
 
     @cached_property
+    def _is_file(self) -> bool:
+        """Whether there is one shard alone. A folder may be called as a file is: Spark does so."""
+        return self.path.endswith(KINDS) and self._called(lambda: self._system.info(self.path)["type"]) != "directory"
+
+    @cached_property
     def _listed(self) -> list[str]:
         return sorted(map(str, self._called(lambda: self._system.ls(self.path, detail=False))))
 
     @cached_property
     def _manifest(self) -> tuple[bytes, str] | None:
         place = f"{self.path}/{manifest.NAME}"
-        if self.path.endswith(KINDS):
+        if self._is_file:
             return None
         found = self._called(lambda: self._system.cat_file(place) if self._system.exists(place) else None)
         return None if found is None else (found, place)
