@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from data_modules import rows  # the module: it imports sources itself
 from data_modules.sources.base import Row, each, is_text, is_whole, parse_object, text
 from data_modules.sources.base import field as required
 from lit_rerank.chain import get_format
@@ -54,6 +55,18 @@ class Manifest:
     skipped: tuple[Skipped, ...] = ()
     encoded_as: Mapping[str, str] = field(default_factory=dict)
     tokens: int | None = None
+
+    def check_kind(self, wanted: Sequence[type], folder: str) -> None:
+        """Raise a UserError unless the records are of a kind that is wanted."""
+        try:
+            rows.check_kind(self.record, wanted)
+        except UserError as error:
+            raise UserError(f"{folder}/{NAME}: {error}") from None
+
+    @property
+    def record(self) -> type:
+        """The class of the records."""
+        return next(kind for kind in rows.KINDS if kind.__name__ == self.kind)
 
     def check_encoder(self, encoder: WindowEncoder, folder: str) -> None:
         """Raise a UserError where the shards were prepared for another tokenizer or format."""
@@ -104,7 +117,7 @@ def _digest(value: Any) -> str:
 
 def _manifest(row: Row) -> Manifest:
     return Manifest(
-        kind=text(row, "kind"),
+        kind=required(row, "kind", _is_kind, "RankingRecord, PreferencePair or Conversation"),
         records=_count(row, "records"),
         shards=each(row, "shards", _shard),
         skipped=each(row, "skipped", _skipped),
@@ -132,6 +145,10 @@ def _count(row: Row, name: str) -> int:
     if count < 0:
         raise UserError(f'"{name}" is {count}; it must not be negative')
     return count
+
+
+def _is_kind(value: Any) -> TypeGuard[str]:
+    return value in [kind.__name__ for kind in rows.KINDS]
 
 
 def _is_texts(value: Any) -> TypeGuard[Mapping[str, str]]:

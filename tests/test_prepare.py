@@ -199,6 +199,11 @@ def other_byte(shards: Path) -> None:
         (lambda shards: first_shard(shards, name="x" * 300), r"cannot be read: [^\n]*File name too long"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
+        (lambda shards: rewritten(shards, kind="Conversation"), r"its columns qid, [^\n]* are not those of the Conver"),
+        (
+            lambda shards: rewritten(shards, kind=["x"]),
+            r'manifest.json: "kind" must be RankingRecord, PreferencePair or',
+        ),
         (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
     ],
 )
@@ -342,6 +347,61 @@ def test_another_tokenizer_or_format_is_refused(source: Path, tiny_model: Path, 
     rewritten(tmp_path / "shards", encoded_as={**manifest.encoded_as, "tokenizer": "0123"})
     with pytest.raises(UserError, match=r"prepared for another tokenizer \(fingerprint 0123\)"):
         loaded(prompt)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_conversations_are_for_replay_alone(source: Path, tiny_model: Path, tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / "talks.jsonl").write_text(3 * TALK)
+    for name in ("r", "talks"):
+        prepare(str(tmp_path / f"{name}.jsonl"), output=tmp_path / name)
+    rankings, talks = ShardsSource(tmp_path / "r"), ShardsSource(tmp_path / "talks")
+    options = {"tokenizer": str(tiny_model), "streaming": streaming}
+    with pytest.raises(UserError, match=r"talks/manifest.json: conversations are for replay; here rankings are needed"):
+        load(PermutationDataModule(train=talks, **options))
+    with pytest.raises(
+        UserError, match=r"r/manifest.json: rankings are for train, val and candidates; here conversati"
+    ):
+        load(PermutationDataModule(train=rankings, replay=rankings, **options))
+    (tmp_path / "r" / NAME).unlink()
+    rankings = ShardsSource(tmp_path / "r")
+    with pytest.raises(
+        UserError, match=r"init_args.replay: rankings are for train, val and candidates; here conversat"
+    ):
+        PermutationDataModule(train=rankings, replay=rankings, **options).setup("fit")
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_shards_of_conversations_are_replayed_as_the_file_is(tiny_model: Path, tmp_path: Path, prepared: bool) -> None:
+    write_jsonl([record(f"q{i}", 3) for i in range(6)], tmp_path / "r.jsonl")
+    (tmp_path / "talks.jsonl").write_text(TALK + TALK.replace("Because", "Therefore"))
+    if prepared:
+        prepare(str(tmp_path / "talks.jsonl"), output=tmp_path / "talks")
+    shards = ShardsSource(tmp_path / ("talks" if prepared else "talks.jsonl"))
+
+    def examples(replay: MessagesSource | ShardsSource) -> list[object]:
+        train = JsonlSource(tmp_path / "r.jsonl")
+        module = PermutationDataModule(train=train, replay=replay, replay_share=0.4, tokenizer=str(tiny_model))
+        module.prepare_data()
+        module.setup("fit")
+        return [example for batch in module.train_dataloader() for example in batch]
+
+    assert examples(shards) == examples(MessagesSource(tmp_path / "talks.jsonl"))
+    if prepared:
+        first_shard(tmp_path / "talks", sha256="0")
+        with pytest.raises(
+            UserError, match=r"talks/00000.parquet is not the file that manifest.json beside it describes"
+        ):
+            examples(ShardsSource(tmp_path / "talks"))
+
+
+@pytest.mark.parametrize(("line", "layout"), [(PAIR, PairsSource), (TALK, MessagesSource)])
+def test_prepared_shards_are_read_by_shards_source_alone(
+    line: str, layout: Callable[[Path], PairsSource], tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text(line)
+    prepare(str(tmp_path / "r.jsonl"), output=tmp_path / "shards")
+    with pytest.raises(UserError, match=r"shards holds prepared shards: take ShardsSource, which compares them with"):
+        layout(tmp_path / "shards")
 
 
 def test_a_manifest_is_read_as_it_was_written(shards: Path) -> None:

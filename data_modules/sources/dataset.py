@@ -29,6 +29,8 @@ class DatasetSource(Source[Record]):
         self.path = user_path(path)
         if not self.path.exists() and not HUB_ID.fullmatch(str(path)):
             raise UserError(f"{path} does not exist, and is no Hub id such as {example}")
+        if all((self.path / name).is_file() for name in ("manifest.json", "00000.parquet")):
+            raise UserError(f"{path} holds prepared shards: take ShardsSource, which compares them with their manifest")
 
     @abstractmethod
     def _record(self, row: Row) -> Record: ...

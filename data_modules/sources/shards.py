@@ -14,7 +14,7 @@ from data_modules.sources.base import Row, Source, each, field, is_whole, parse_
 from data_modules.sources.dataset import HUB_ID
 from data_modules.sources.messages import Conversation, message
 from data_modules.sources.own import ranking
-from data_modules.sources.preferences import pair
+from data_modules.sources.preferences import PreferencePair, pair
 from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ CHUNK = 64  # records that are read at a time
 
 
 class ShardsSource(Source[Any]):
-    """Rankings or preference pairs in files of one folder, in the order of their names.
+    """Rankings, preference pairs or conversations in files of one folder, in the order of their names.
 
     `python -m data_modules.prepare` makes such a folder of any source, with a `manifest.json`. Any other is as good
-    whose Parquet files have the same columns, or whose JSONL files have the layouts of `JsonlSource` or `PairsSource`.
+    whose Parquet files have the same columns, or whose JSONL files have the layouts of `JsonlSource`, `PairsSource` or
+    `MessagesSource`.
 
     Args:
         path: a folder, a file, a URL that fsspec knows (`s3://...`), or a dataset on the Hub that holds such files.
@@ -109,9 +110,9 @@ class ShardsSource(Source[Any]):
         try:
             row = _row(table, i)
             if self.files[shard].endswith(".parquet"):
-                return _checked(row)
-            parsed = parse_object(row["text"].encode())
-            return rows.to_row(pair(parsed) if "chosen" in parsed else ranking(parsed))
+                _record(_unpacked(row))  # columns tell nothing of what may be missing
+                return row
+            return rows.to_row(_record(parse_object(row["text"].encode())))
         except UserError as error:
             raise UserError(f"{self.files[shard]}: record {number + 1}: {error}") from None
 
@@ -125,10 +126,12 @@ class ShardsSource(Source[Any]):
         options |= {"data_files": files, "split": "train", "streaming": True}
         streams = self._called(lambda: load_dataset("parquet" if parquet else "text", **options))
         columns = streams.column_names
-        if parquet and not any(columns == rows.schema(kind).names for kind in rows.KINDS):
+        kinds = rows.KINDS if self.manifest is None else [self.manifest.record]
+        if parquet and not any(columns == rows.schema(kind).names for kind in kinds):
+            meant = "prepared records" if self.manifest is None else f"the {self.manifest.kind} of {manifest.NAME}"
             raise UserError(
-                f"{self.path}: its columns {_line(', '.join(columns))} are not those of prepared records: prepare it "
-                "with python -m data_modules.prepare"
+                f"{self.path}: its columns {_line(', '.join(columns))} are not those of {meant}: prepare it with "
+                "python -m data_modules.prepare"
             )
         return streams.with_format("arrow")
 
@@ -211,15 +214,20 @@ def _line(said: str) -> str:
     return " ".join(said.split())
 
 
-def _checked(row: Row) -> Row:
-    """A row of Parquet, or a UserError where it is no record: its columns tell nothing of what may be missing."""
+def _record(row: Row) -> Any:
+    """The record of any kind of an object in its JSON layout."""
+    kind = rows.kind_of(row)
+    if kind is PreferencePair:
+        return pair(row)
+    return Conversation(each(row, "messages", message)) if kind is Conversation else ranking(row)
+
+
+def _unpacked(row: Row) -> Row:
+    """A row of Parquet in its JSON layout."""
     if "chosen" in row:
-        pair(row | {"prompt": _parsed(text(row, "prompt"))})
-    elif "messages" in row:
-        Conversation(each(row, "messages", message))
-    else:
-        grades = None if row["qrels"] is None else dict(each(row, "qrels", _judged))
-        ranking(row | {"qrels": grades})
+        return row | {"prompt": _parsed(text(row, "prompt"))}
+    if row.get("qrels") is not None:
+        return row | {"qrels": dict(each(row, "qrels", _judged))}
     return row
 
 
