@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 EXAMPLE = "'{class_path: JsonlSource, init_args: {path: train.jsonl}}'"
+MOST_RECORDS = 10_000_000  # of a shard
 _PLACE = re.compile(r"^.*?(?::\d+|: record \d+): ")  # of a line, before what is wrong with it
 _DETAIL = re.compile(r"'[^']*'|\b\d+\b")  # what differs from line to line
 
@@ -53,8 +54,11 @@ def prepare(
     Raises:
         UserError: for a broken line, records of several kinds or none, a folder that is not empty.
     """
-    if shard_records < 1:
-        raise UserError(f"shard_records is {shard_records}; it must be at least 1")
+    if not 1 <= shard_records <= MOST_RECORDS:
+        raise UserError(
+            f"shard_records is {shard_records}; it must be at least 1 and at most {MOST_RECORDS:,}: a shard is held in "
+            "memory until it is written"
+        )
     output = user_path(output).resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already, and not empty: name another folder, or delete it")
