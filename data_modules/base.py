@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from data_modules.mixture import Mixture, quotas
+from data_modules.mixture import Mixture, check_quotas, quotas
 from data_modules.records import RankingRecord
 from data_modules.replay import Conversations, WithReplay
 from data_modules.rows import check_kind, to_record, to_row
@@ -274,6 +274,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         else:
             weights = weights or [1.0] * len(shards)
             taken = quotas(sizes, weights, processes * self._records_of_run(shards))
+        check_quotas(taken, weights)
         first = [sum(sizes[:i]) if known else i * UNKNOWN**2 for i in range(len(shards))]
         parts = [
             Part(Passes(part, self.example, per_record, index, self.seed), quota, per_record, apart=not known)
@@ -382,6 +383,7 @@ class _Examples(Dataset[Any]):
             raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
         self.module, self.rows, self.per_record = module, module.records[name], per_record
         self.mixture = Mixture(module.sizes[name], weights, module.seed)
+        check_quotas(self.mixture.quotas, weights)
         self.sizes = _sizes(self.rows)
 
     def __len__(self) -> int:

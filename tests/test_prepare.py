@@ -121,7 +121,10 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
         (["{class_path: JsonlSource, init_args: {path: nowhere}}"], "nowhere does not exist"),
         (["{class_path: NoSource}"], "NoSource"),
         (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),
-        (["{source}", f"--shard_records={10**20}"], f"shard_records is {10**20}; it must be at least 1 and at most 10,0"),
+        (
+            ["{source}", f"--shard_records={10**20}"],
+            f"shard_records is {10**20}; it must be at least 1 and at most 10,0",
+        ),
         (["{source}", "--output={here}"], "is there already, and not empty"),
         (["{source}", "--output=~no-such-user/x"], "~no-such-user/x"),
         (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
