@@ -235,6 +235,7 @@ def test_shards_that_are_not_what_the_manifest_says_are_refused(
         ),
         ({"permutation": [1, None]}, '"permutation" must be a list of whole numbers'),
         ({"qrels": [{"docid": "d", "grade": None}]}, '"qrels", item 1: "grade" must be a whole number'),
+        ({"qrels": [{"docid": "d", "grade": 0}, {"docid": "d", "grade": 1}]}, "\"qrels\" judges docid 'd' 2 times"),
     ],
 )
 def test_a_row_of_parquet_that_is_no_record_is_named(shards: Path, change: dict[str, object], message: str) -> None:

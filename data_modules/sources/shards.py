@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from glob import escape
 from pathlib import Path
@@ -227,8 +228,15 @@ def _unpacked(row: Row) -> Row:
     if "chosen" in row:
         return row | {"prompt": _parsed(text(row, "prompt"))}
     if row.get("qrels") is not None:
-        return row | {"qrels": dict(each(row, "qrels", _judged))}
+        return row | {"qrels": _grades(each(row, "qrels", _judged))}
     return row
+
+
+def _grades(judged: Sequence[tuple[str, int]]) -> dict[str, int]:
+    for docid, count in Counter(docid for docid, _ in judged).items():
+        if count > 1:
+            raise UserError(f'"qrels" judges docid {docid!r} {count} times')
+    return dict(judged)
 
 
 def _judged(row: Row) -> tuple[str, int]:
