@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -89,6 +90,9 @@ class Manifest:
             manifest = _manifest(parse_object(content))
             if not manifest.shards:
                 raise UserError('"shards" is empty')
+            name, count = Counter(shard.name for shard in manifest.shards).most_common(1)[0]
+            if count > 1:
+                raise UserError(f'"shards" names {name} {count} times')
             if manifest.records != sum(shard.records for shard in manifest.shards):
                 raise UserError(f'"records" is {manifest.records}, which is not what its shards hold together')
         except UserError as error:

@@ -203,6 +203,7 @@ def other_byte(shards: Path) -> None:
         (lambda shards: first_shard(shards, name="x" * 300), r"cannot be read: [^\n]*File name too long"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
+        (lambda shards: first_shard(shards, name="00001.parquet"), r'"shards" names 00001.parquet 2 times'),
         (lambda shards: rewritten(shards, kind="Conversation"), r"its columns qid, [^\n]* are not those of the Conver"),
         (
             lambda shards: rewritten(shards, kind=["x"]),
