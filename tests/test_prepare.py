@@ -318,6 +318,16 @@ def test_what_a_shard_is_is_told_by_how_its_name_ends(shards: Path, records: lis
         list(ShardsSource(shards))
 
 
+def test_what_is_neither_here_nor_on_the_hub_is_missed_here_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def system(self: ShardsSource) -> object:
+        raise OSError("Cannot reach https://huggingface.co")
+
+    monkeypatch.setattr(ShardsSource, "_system", property(system))
+    message = r"^data/nothere does not exist here, and as a dataset on the Hub hf://datasets/data/nothere: cannot be"
+    with pytest.raises(UserError, match=message):
+        list(ShardsSource("data/nothere"))
+
+
 def test_a_folders_name_is_no_pattern(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
     for name in ("run[1]", "run?", "run1"):
         prepare(str(source), output=tmp_path / name)

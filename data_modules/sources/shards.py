@@ -38,10 +38,11 @@ class ShardsSource(Source[Any]):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = str(path).rstrip("/")
+        self.path, self._absent = str(path).rstrip("/"), ""
         if user_path(self.path).exists():
             self.path = str(user_path(self.path).resolve())
         elif HUB_ID.fullmatch(self.path):
+            self._absent = f"{path} does not exist here, and as a dataset on the Hub "
             self.path = f"hf://datasets/{self.path}"
         elif "://" not in self.path:
             raise UserError(f"{path} does not exist, and is no Hub id such as your-name/prepared-rankings")
@@ -196,7 +197,7 @@ class ShardsSource(Source[Any]):
         try:
             return call()
         except Exception as error:  # whatever the disk or the network may bring
-            raise UserError(f"{self.path}: cannot be read: {_reason(error)}") from error
+            raise UserError(f"{self._absent}{self.path}: cannot be read: {_reason(error)}") from error
 
 
 def _row(table: "pa.Table", i: int) -> Row:
