@@ -1,7 +1,12 @@
 """Any source becomes shards with a manifest, and shards that are not what their manifest says are refused."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +116,18 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
     ]
     assert manifest.skipped[0].first == f'{source}:11: "qid" must be a string, not 1'
     assert 'skipped 3 lines: "qid" must be a string (the first: ' in capsys.readouterr().out
+
+
+def test_a_command_that_is_ended_leaves_no_half_of_a_folder(tmp_path: Path) -> None:
+    words = f"{{class_path: PointingSource, init_args: {{collection: pydocs, windows: {10**9}}}}}"
+    whole = [sys.executable, "-m", "data_modules.prepare", words, "--output=shards", "--shard_records=1"]
+    home = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(whole, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(home)}) as process:
+        while process.poll() is None and not list(tmp_path.glob("shards.*.tmp/*")):
+            time.sleep(0.1)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
