@@ -11,12 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
-from data_modules.mixture import Mixture, quotas
+from data_modules.mixture import Mixture, check_quotas, quotas
 from data_modules.records import RankingRecord
 from data_modules.replay import Conversations, WithReplay
-from data_modules.rows import to_record, to_row
+from data_modules.rows import check_kind, to_record, to_row
 from data_modules.sources.base import Row, Source
-from data_modules.sources.messages import MessagesSource
+from data_modules.sources.messages import Conversation, MessagesSource
 from data_modules.sources.mixed import MixedSource
 from data_modules.sources.shards import ShardsSource
 from data_modules.stream import UNKNOWN, Part, Passes, Stream, StreamSampler
@@ -47,7 +47,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         train: records to learn from.
         val: records whose loss is watched; each gives the same windows at every validation.
         candidates: lists that validation, test and predict rerank (with `qrels`, they are measured).
-        replay: general conversations to be learned from besides, against forgetting.
+        replay: general conversations to be learned from besides, against forgetting; held in memory.
         replay_share: so much of an epoch's examples are conversations, 0.1 a tenth; all windows still come.
         tokenizer: Hugging Face id or directory; linked to the model's by train.py.
         prompt: linked to the model's by train.py.
@@ -62,14 +62,19 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         num_workers: processes that encode windows.
         seed: of all draws.
         trust_remote_code: run code that the tokenizer's repository brings; linked to the model's by train.py.
+
+    Attributes:
+        learned: the kinds of records that `train` and `val` may hold.
     """
+
+    learned: tuple[type, ...] = (RankingRecord,)
 
     def __init__(
         self,
         train: Source | None = None,
         val: Source | None = None,
         candidates: Source | None = None,
-        replay: MessagesSource | None = None,
+        replay: MessagesSource | ShardsSource | None = None,
         replay_share: float = 0.1,
         tokenizer: str = "",
         prompt: PromptSettings | None = None,
@@ -170,7 +175,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def check_content(self, stage: str | None) -> None:
         """Compare the contents of a stage's shards with their manifests."""
-        for shards in self._prepared(stage):
+        for _, shards in self._prepared(stage):
             shards.check_content()
 
     def setup(self, stage: str) -> None:
@@ -181,16 +186,17 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             )
         name, trust = self.tokenizer, self.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
-        for shards in self._prepared(stage):
+        for name, shards in self._prepared(stage):
             shards.check()
             if shards.manifest is not None:
+                shards.manifest.check_kind(self._kinds(name), shards.path)
                 shards.manifest.check_encoder(self.encoder, shards.path)
         for name in STAGES.get(stage, ("candidates",)):
             source = self.sources[name]
             if name not in self.records and source is not None and not (name == "train" and self.streaming):
-                self.records[name], self.sizes[name] = _load(name, source)
+                self.records[name], self.sizes[name] = _load(name, source, self._kinds(name))
         if stage == "fit" and self.replay is not None and "replay" not in self.records:
-            self.records["replay"], _ = _load("replay", self.replay)
+            self.records["replay"], _ = _load("replay", self.replay, self._kinds("replay"))
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
             unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
@@ -198,11 +204,17 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
                 names = " ".join(unjudged[:20]) + (" ..." if len(unjudged) > 20 else "")
                 rank_zero_info(f"candidates: {len(unjudged)} lists have no judgement and do not count: {names}")
 
-    def _prepared(self, stage: str | None) -> list[ShardsSource]:
-        """The folders of shards that a stage reads."""
-        sources = [self.sources[name] for name in STAGES.get(stage or "", ("candidates",))]
-        parts = [part for source in sources if source is not None for part in _parts(source)]
-        return [part for part in parts if isinstance(part, ShardsSource)]
+    def _kinds(self, name: str) -> tuple[type, ...]:
+        """The kinds of records that a source may hold."""
+        return {"candidates": (RankingRecord,), "replay": (Conversation,)}.get(name, self.learned)
+
+    def _prepared(self, stage: str | None) -> Iterator[tuple[str, ShardsSource]]:
+        """The folders of shards that a stage reads, and what they are read as."""
+        sources = {name: self.sources[name] for name in STAGES.get(stage or "", ("candidates",))}
+        for name, source in (sources | {"replay": self.replay if stage == "fit" else None}).items():
+            for part in _unmixed(source) if source else ():
+                if isinstance(part, ShardsSource):
+                    yield name, part
 
     def _learned_from(self) -> dict[str, int | None]:
         """How many records there are to learn from (None: nobody knows), by source."""
@@ -262,6 +274,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         else:
             weights = weights or [1.0] * len(shards)
             taken = quotas(sizes, weights, processes * self._records_of_run(shards))
+        check_quotas(taken, weights)
         first = [sum(sizes[:i]) if known else i * UNKNOWN**2 for i in range(len(shards))]
         parts = [
             Part(Passes(part, self.example, per_record, index, self.seed), quota, per_record, apart=not known)
@@ -370,6 +383,7 @@ class _Examples(Dataset[Any]):
             raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
         self.module, self.rows, self.per_record = module, module.records[name], per_record
         self.mixture = Mixture(module.sizes[name], weights, module.seed)
+        check_quotas(self.mixture.quotas, weights)
         self.sizes = _sizes(self.rows)
 
     def __len__(self) -> int:
@@ -423,14 +437,23 @@ def _parts(source: Source) -> Sequence[Source]:
     return source.sources if isinstance(source, MixedSource) else [source]
 
 
-def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
+def _unmixed(source: Source) -> Iterator[Source]:
+    """What is mixed, however deep, or the source itself."""
+    if not isinstance(source, MixedSource):
+        yield source
+        return
+    for part in source.sources:
+        yield from _unmixed(part)
+
+
+def _load(name: str, source: Source, kinds: Sequence[type]) -> tuple["datasets.Dataset", list[int]]:
     """A source's records as an Arrow table, and how many each part of it has; what was left out is reported."""
     import datasets
 
     rows: list[Row] = []
     sizes: list[int] = []
     for part in _parts(source):
-        rows += map(to_row, part)
+        rows += _rows(name, part, kinds)
         sizes.append(len(rows) - sum(sizes))
         if part.skipped:
             rank_zero_info(f"{name}: {len(part.skipped)} lines skipped, the first: {part.skipped[0]}")
@@ -440,6 +463,16 @@ def _load(name: str, source: Source) -> tuple["datasets.Dataset", list[int]]:
     if 0 in sizes and getattr(source, "weights", None):
         raise UserError(f"data.init_args.{name}: source {sizes.index(0) + 1} of the mixture holds no record")
     return datasets.Dataset.from_list(rows), sizes
+
+
+def _rows(name: str, source: Source, kinds: Sequence[type]) -> Iterator[Row]:
+    """A source's records as rows, or a UserError where one is of none of these kinds."""
+    for record in source:
+        try:
+            check_kind(type(record), kinds)
+        except UserError as error:
+            raise UserError(f"data.init_args.{name}: {error}") from None
+        yield to_row(record)
 
 
 def _shards(source: Source | None) -> list[ShardsSource]:

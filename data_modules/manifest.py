@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from data_modules import rows  # the module: it imports sources itself
 from data_modules.sources.base import Row, each, is_text, is_whole, parse_object, text
 from data_modules.sources.base import field as required
 from lit_rerank.chain import get_format
@@ -55,6 +57,18 @@ class Manifest:
     encoded_as: Mapping[str, str] = field(default_factory=dict)
     tokens: int | None = None
 
+    def check_kind(self, wanted: Sequence[type], folder: str) -> None:
+        """Raise a UserError unless the records are of a kind that is wanted."""
+        try:
+            rows.check_kind(self.record, wanted)
+        except UserError as error:
+            raise UserError(f"{folder}/{NAME}: {error}") from None
+
+    @property
+    def record(self) -> type:
+        """The class of the records."""
+        return next(kind for kind in rows.KINDS if kind.__name__ == self.kind)
+
     def check_encoder(self, encoder: WindowEncoder, folder: str) -> None:
         """Raise a UserError where the shards were prepared for another tokenizer or format."""
         for name, own in fingerprints(encoder.chat, encoder.settings).items():
@@ -76,6 +90,9 @@ class Manifest:
             manifest = _manifest(parse_object(content))
             if not manifest.shards:
                 raise UserError('"shards" is empty')
+            name, count = Counter(shard.name for shard in manifest.shards).most_common(1)[0]
+            if count > 1:
+                raise UserError(f'"shards" names {name} {count} times')
             if manifest.records != sum(shard.records for shard in manifest.shards):
                 raise UserError(f'"records" is {manifest.records}, which is not what its shards hold together')
         except UserError as error:
@@ -104,7 +121,7 @@ def _digest(value: Any) -> str:
 
 def _manifest(row: Row) -> Manifest:
     return Manifest(
-        kind=text(row, "kind"),
+        kind=required(row, "kind", _is_kind, "RankingRecord, PreferencePair or Conversation"),
         records=_count(row, "records"),
         shards=each(row, "shards", _shard),
         skipped=each(row, "skipped", _skipped),
@@ -132,6 +149,10 @@ def _count(row: Row, name: str) -> int:
     if count < 0:
         raise UserError(f'"{name}" is {count}; it must not be negative')
     return count
+
+
+def _is_kind(value: Any) -> TypeGuard[str]:
+    return value in [kind.__name__ for kind in rows.KINDS]
 
 
 def _is_texts(value: Any) -> TypeGuard[Mapping[str, str]]:

@@ -1,5 +1,6 @@
 """Weighted mixtures: how many records an epoch takes of each source, and which."""
 
+import math
 import random
 from bisect import bisect
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None, total: int | N
     if weights is None:
         return list(sizes)
     total = sum(sizes) if total is None else total
-    exact = [total * weight / sum(weights) for weight in weights]
+    scale = -math.frexp(max(weights))[1]  # a power of two, which rounds nothing: no float holds the sum of the largest
+    shares = [math.ldexp(weight, scale) for weight in weights]
+    exact = [total * share / sum(shares) for share in shares]
     taken = [int(share) for share in exact]
     for i in sorted(range(len(exact)), key=lambda i: taken[i] - exact[i])[: total - sum(taken)]:
         taken[i] += 1
@@ -29,10 +32,18 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None, total: int | N
 
 def check_weights(weights: Sequence[float] | None, sources: int) -> None:
     """Raise a UserError unless there is a weight above 0 for each source, or none at all."""
-    if weights is not None and (
-        len(weights) != sources or not all(weight > 0 for weight in weights) or not sum(weights) < float("inf")
-    ):
+    if weights is not None and (len(weights) != sources or not all(0 < weight < float("inf") for weight in weights)):
         raise UserError(f"weights {list(weights)} must be {sources} numbers above 0, one for each source")
+
+
+def check_quotas(taken: Sequence[int], weights: Sequence[float] | None) -> None:
+    """Raise a UserError where a source has a weight, but no record in an epoch."""
+    if weights is not None and 0 in taken:
+        number = taken.index(0)
+        raise UserError(
+            f"data.init_args.train: source {number + 1} of the mixture, of weight {weights[number]}, gives none of an "
+            f"epoch's {sum(taken)} records: raise its weight, or leave it out"
+        )
 
 
 class Mixture:

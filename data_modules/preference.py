@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_modules.base import RankingDataModule
+from data_modules.records import RankingRecord
 from data_modules.rows import to_record
+from data_modules.sources import PreferencePair
 from data_modules.windows import generator
 from lit_rerank.preferences import Negatives, PreferenceExample
 
@@ -17,6 +19,8 @@ class PreferenceDataModule(RankingDataModule[PreferenceExample]):
         negatives: what stands against the teacher's choices: `on_policy`, `hardest`, `sampled:m`, `all` or `sequence`.
         kwargs: those of `RankingDataModule`.
     """
+
+    learned = (RankingRecord, PreferencePair)
 
     def __init__(self, negatives: str = "on_policy", **kwargs: Any) -> None:
         super().__init__(**kwargs)

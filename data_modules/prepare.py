@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 EXAMPLE = "'{class_path: JsonlSource, init_args: {path: train.jsonl}}'"
+MOST_RECORDS = 10_000_000  # of a shard
 _PLACE = re.compile(r"^.*?(?::\d+|: record \d+): ")  # of a line, before what is wrong with it
 _DETAIL = re.compile(r"'[^']*'|\b\d+\b")  # what differs from line to line
 
@@ -53,8 +56,11 @@ def prepare(
     Raises:
         UserError: for a broken line, records of several kinds or none, a folder that is not empty.
     """
-    if shard_records < 1:
-        raise UserError(f"shard_records is {shard_records}; it must be at least 1")
+    if not 1 <= shard_records <= MOST_RECORDS:
+        raise UserError(
+            f"shard_records is {shard_records}; it must be at least 1 and at most {MOST_RECORDS:,}: a shard is held in "
+            "memory until it is written"
+        )
     output = user_path(output).resolve()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already, and not empty: name another folder, or delete it")
@@ -191,4 +197,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which leaves no half of a folder
     in_one_line(main)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -34,9 +33,9 @@ class Conversations:
         """How many make up a share (above 0 and below 1; at least one does) of all examples, beside so many windows."""
         return max(1, round(windows * share / (1 - share)))
 
-    def take(self, numbers: range) -> list[Callable[[], EncodedConversation]]:
+    def take(self, numbers: range) -> Callable[[int], EncodedConversation]:
         """Those with these numbers, encoded when called."""
-        return [partial(self.conversation, number) for number in numbers]
+        return lambda i: self.conversation(numbers[i])
 
     def length(self, number: int) -> int:
         """Roughly how many tokens one takes."""

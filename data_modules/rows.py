@@ -14,7 +14,13 @@ from lit_rerank.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KINDS = (RankingRecord, PreferencePair, Conversation)
+NAMES = {RankingRecord: "rankings", PreferencePair: "ready-made pairs", Conversation: "conversations"}
+HOMES = {
+    RankingRecord: "train, val and candidates",
+    PreferencePair: "PreferenceDataModule's train and val",
+    Conversation: "replay",
+}
+KINDS = tuple(NAMES)
 
 
 def to_row(record: Any) -> Row:
@@ -29,8 +35,7 @@ def to_row(record: Any) -> Row:
 
 def to_record(row: Mapping[str, Any]) -> RankingRecord:
     """A row of the table as the record it was made from."""
-    if "passages" not in row:
-        raise UserError("ready-made pairs are for PreferenceDataModule's train and val; here rankings are needed")
+    check_kind(kind_of(row), [RankingRecord])
     qrels: Sequence[Mapping[str, Any]] | None = row["qrels"]
     return RankingRecord(
         qid=row["qid"],
@@ -44,11 +49,24 @@ def to_record(row: Mapping[str, Any]) -> RankingRecord:
 
 def from_row(row: Mapping[str, Any]) -> Any:
     """The record of any kind that a row was made from."""
-    if "chosen" in row:
+    kind = kind_of(row)
+    if kind is PreferencePair:
         return PreferencePair(json.loads(row["prompt"]), row["chosen"], row["rejected"])
-    if "messages" in row:
-        return Conversation(tuple(row["messages"]))
-    return to_record(row)
+    return Conversation(tuple(row["messages"])) if kind is Conversation else to_record(row)
+
+
+def kind_of(row: Mapping[str, Any]) -> type:
+    """Of which kind the record is that a row was made from."""
+    if "chosen" in row:
+        return PreferencePair
+    return Conversation if "messages" in row else RankingRecord
+
+
+def check_kind(kind: type, wanted: Sequence[type]) -> None:
+    """Raise a UserError unless a kind of record is one of those that are wanted."""
+    if not issubclass(kind, tuple(wanted)):
+        needed = " or ".join(NAMES[one] for one in wanted)
+        raise UserError(f"{NAMES[kind]} are for {HOMES[kind]}; here {needed} are needed")
 
 
 def schema(kind: type) -> "pa.Schema":

@@ -10,10 +10,10 @@ batches that it is asked for; reading a record costs a small part of what encodi
 """
 
 import random
+from array import array
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,15 +27,15 @@ from lit_rerank.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Make = Callable[[], Any]  # encodes an example
+Make = Callable[[int], Any]  # encodes one of several examples, by its number from 0
 UNKNOWN = 2**32  # records of a shard, at most, where their number is not known
 
 
 class Draws(Protocol):
     """Examples of one source, numbered without end: when all have been drawn, the next pass begins."""
 
-    def take(self, numbers: range) -> list[Make]:
-        """Those with these numbers, in rising order, encoded when called."""
+    def take(self, numbers: range) -> Make:
+        """Those of the records with these numbers, in rising order, encoded when called."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Stream(Dataset[list[Any]]):
     ) -> None:
         self.parts, self.processes, self.rank = parts, processes, rank
         self.batch_size, self.buffer, self.seed = batch_size, buffer, seed
-        self._block: tuple[tuple[int, int], list[Make]] = ((-1, -1), [])  # the last that was read, and its key
+        self._block: _Block | None = None  # the last that was read
 
     @property
     def examples(self) -> int:
@@ -111,19 +111,44 @@ class Stream(Dataset[list[Any]]):
         while first + len(batch) < last:
             at = first + len(batch)
             block = bisect(range(1, blocks), at, key=before)
-            made = self._read(
+            read = self._read(
                 epoch, block, [s[len(s) * block // blocks : len(s) * (block + 1) // blocks] for s in shares]
             )
-            batch += [make() for make in made[at - before(block) : last - before(block)]]
+            batch += map(read.make, read.order[at - before(block) : last - before(block)])
         return batch
 
-    def _read(self, epoch: int, block: int, shares: Sequence[range]) -> list[Make]:
-        if self._block[0] != (epoch, block):
-            self._block = ((-1, -1), [])  # the old one goes before the new one comes
-            made = [make for part, share in zip(self.parts, shares, strict=True) for make in part.draws.take(share)]
-            random.Random(f"{self.seed}/{epoch}/{self.rank}/{block}").shuffle(made)
-            self._block = ((epoch, block), made)
-        return self._block[1]
+    def _read(self, epoch: int, block: int, shares: Sequence[range]) -> "_Block":
+        key = f"{self.seed}/{epoch}/{self.rank}/{block}"
+        if self._block is None or self._block.key != key:
+            self._block = None  # the old one goes before the new one comes
+            self._block = _Block(self.parts, shares, key)
+        return self._block
+
+
+class _Block:
+    """Examples that are shuffled together, held as the records that they are made from.
+
+    Args:
+        parts: whose examples they are.
+        shares: the numbers of the records of each part.
+        key: of the shuffle.
+
+    Attributes:
+        order: the examples' numbers, shuffled.
+    """
+
+    def __init__(self, parts: Sequence[Part], shares: Sequence[range], key: str) -> None:
+        self.key = key
+        self._makes = [part.draws.take(share) for part, share in zip(parts, shares, strict=True)]
+        counts = (len(share) * part.examples for part, share in zip(parts, shares, strict=True))
+        self._starts = list(accumulate(counts, initial=0))
+        self.order = array("q", range(self._starts[-1]))
+        random.Random(key).shuffle(self.order)
+
+    def make(self, number: int) -> Any:
+        """An example, by its number before the shuffle."""
+        part = bisect(self._starts, number) - 1
+        return self._makes[part](number - self._starts[part])
 
 
 class StreamSampler(EpochSampler):
@@ -175,15 +200,21 @@ class Passes:
         self._chunk: _Chunk | None = None
         self._stop = 0.0  # where the shard ends that is read
 
-    def take(self, numbers: range) -> list[Make]:
+    def take(self, numbers: range) -> Make:
         """See `Draws`: so many examples of each of these records."""
-        made: list[Make] = []
-        while numbers:
-            chunk = self._find(numbers.start)
-            here = numbers[: len(range(numbers.start, chunk.stop, numbers.step))]
-            made += [partial(self._make, chunk, n - chunk.start, k) for n in here for k in range(self.per_record)]
-            numbers = numbers[len(here) :]
-        return made
+        chunks: list[_Chunk] = []
+        starts, left = [], numbers
+        while left:
+            chunks.append(chunk := self._find(left.start))
+            starts.append(left.start)
+            left = left[len(range(left.start, chunk.stop, left.step)) :]
+
+        def make(example: int) -> Any:
+            record, k = divmod(example, self.per_record)
+            chunk = chunks[bisect(starts, numbers[record]) - 1]
+            return self._make(chunk, numbers[record] - chunk.start, k)
+
+        return make
 
     def _make(self, chunk: _Chunk, i: int, k: int) -> Any:
         row = self.source.decode(chunk.table, i, chunk.shard, chunk.first + i)

@@ -327,9 +327,15 @@ def test_malformed_lines_raise_with_their_place_or_are_skipped_and_counted(
 def test_pairs_where_rankings_are_needed_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(PAIRS)
     module = PermutationDataModule(train=PairsSource(tmp_path / "pairs.jsonl"), tokenizer=str(tiny_model))
-    module.setup("fit")
-    with pytest.raises(UserError, match="ready-made pairs are for PreferenceDataModule"):
-        batches(module)
+    with pytest.raises(UserError, match=r"init_args\.train: ready-made pairs are for PreferenceDataModule's train and"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize("kind", [PermutationDataModule, PreferenceDataModule])
+def test_conversations_where_rankings_are_needed_are_refused(kind: Any, tiny_model: Path, tmp_path: Path) -> None:
+    module = kind(train=replayed(tmp_path, 2), tokenizer=str(tiny_model))
+    with pytest.raises(UserError, match=r"init_args\.train: conversations are for replay; here rankings"):
+        module.setup("fit")
 
 
 def test_a_pair_whose_prompt_merges_with_an_answer_is_named(tiny_model: Path, tmp_path: Path) -> None:

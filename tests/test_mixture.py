@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from data_modules import PermutationDataModule
 from data_modules.mixture import Mixture, quotas
-from data_modules.sources import JsonlSource, MixedSource
+from data_modules.prepare import prepare
+from data_modules.sources import JsonlSource, MixedSource, ShardsSource
 from data_modules.sources.own import write_jsonl
 from data_modules.windows import Augmentation
 from lit_rerank.errors import UserError
@@ -79,9 +80,27 @@ def test_a_weighted_mixture_trains_by_its_shares(sources: list[JsonlSource], tin
     assert sum(qid[0] == "a" for qid in seen) == 20  # those that waited have come
 
 
-@pytest.mark.parametrize(
-    "weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")], [1e308, 1e308]]
-)
+def test_weights_may_be_as_large_as_numbers_are() -> None:
+    assert quotas([6, 2], [1e308, 1e300]) == [8, 0]
+    assert quotas([6, 2], [1e308, 1e308]) == [4, 4]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_source_that_would_give_no_record_is_named(
+    sources: list[JsonlSource], tiny_model: Path, tmp_path: Path, streaming: bool
+) -> None:
+    shards = []
+    for source in sources:
+        prepare(str(source.path), output=tmp_path / source.path.stem)
+        shards.append(ShardsSource(tmp_path / source.path.stem))
+    mixed = MixedSource(shards, weights=[1, 1e-300])
+    module = PermutationDataModule(train=mixed, tokenizer=str(tiny_model), streaming=streaming)
+    module.setup("fit")
+    with pytest.raises(UserError, match=r"source 2 of the mixture, of weight 1e-300, gives none of an epoch's 24 reco"):
+        module.train_dataloader()
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
 def test_impossible_weights_are_refused(sources: list[JsonlSource], weights: list[float]) -> None:
     with pytest.raises(UserError, match="must be 2 numbers above 0, one for each source"):
         MixedSource(sources, weights)

@@ -1,7 +1,12 @@
 """Any source becomes shards with a manifest, and shards that are not what their manifest says are refused."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from data_modules.sources import (
     ConversationsSource,
     JsonlSource,
     MessagesSource,
+    MixedSource,
     PairsSource,
     PreferencePair,
     ShardsSource,
@@ -112,6 +118,18 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
     assert 'skipped 3 lines: "qid" must be a string (the first: ' in capsys.readouterr().out
 
 
+def test_a_command_that_is_ended_leaves_no_half_of_a_folder(tmp_path: Path) -> None:
+    words = f"{{class_path: PointingSource, init_args: {{collection: pydocs, windows: {10**9}}}}}"
+    whole = [sys.executable, "-m", "data_modules.prepare", words, "--output=shards", "--shard_records=1"]
+    home = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(whole, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(home)}) as process:
+        while process.poll() is None and not list(tmp_path.glob("shards.*.tmp/*")):
+            time.sleep(0.1)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -120,6 +138,10 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
         (["{class_path: JsonlSource, init_args: {path: nowhere}}"], "nowhere does not exist"),
         (["{class_path: NoSource}"], "NoSource"),
         (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),
+        (
+            ["{source}", f"--shard_records={10**20}"],
+            f"shard_records is {10**20}; it must be at least 1 and at most 10,0",
+        ),
         (["{source}", "--output={here}"], "is there already, and not empty"),
         (["{source}", "--output=~no-such-user/x"], "~no-such-user/x"),
         (["{source}", "{here}/pairs.jsonl"], "one kind; not .'PreferencePair', 'RankingRecord'."),
@@ -198,6 +220,12 @@ def other_byte(shards: Path) -> None:
         (lambda shards: first_shard(shards, name="x" * 300), r"cannot be read: [^\n]*File name too long"),
         (lambda shards: rewritten(shards, records=11), r'manifest.json: "records" is 11, which is not what its shards'),
         (lambda shards: rewritten(shards, shards=[{"name": "../x"}]), r'"shards", item 1: "name" must be that of a f'),
+        (lambda shards: first_shard(shards, name="00001.parquet"), r'"shards" names 00001.parquet 2 times'),
+        (lambda shards: rewritten(shards, kind="Conversation"), r"its columns qid, [^\n]* are not those of the Conver"),
+        (
+            lambda shards: rewritten(shards, kind=["x"]),
+            r'manifest.json: "kind" must be RankingRecord, PreferencePair or',
+        ),
         (lambda shards: (shards / NAME).write_text("{"), r"manifest.json: not valid JSON"),
     ],
 )
@@ -225,6 +253,7 @@ def test_shards_that_are_not_what_the_manifest_says_are_refused(
         ),
         ({"permutation": [1, None]}, '"permutation" must be a list of whole numbers'),
         ({"qrels": [{"docid": "d", "grade": None}]}, '"qrels", item 1: "grade" must be a whole number'),
+        ({"qrels": [{"docid": "d", "grade": 0}, {"docid": "d", "grade": 1}]}, "\"qrels\" judges docid 'd' 2 times"),
     ],
 )
 def test_a_row_of_parquet_that_is_no_record_is_named(shards: Path, change: dict[str, object], message: str) -> None:
@@ -286,6 +315,36 @@ def test_an_empty_shard_is_passed_over(shards: Path, records: list[RankingRecord
     assert list(ShardsSource(shards)) == records
 
 
+def test_a_folder_may_be_called_as_a_file_is(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
+    prepare(str(source), output=tmp_path / "train.parquet", shard_records=4)
+    shards = ShardsSource(tmp_path / "train.parquet")
+    assert shards.manifest is not None
+    assert list(shards) == records
+    (tmp_path / "train.parquet" / NAME).unlink()
+    assert list(ShardsSource(tmp_path / "train.parquet")) == records
+    assert list(ShardsSource(tmp_path / "train.parquet" / "00001.parquet")) == records[4:8]
+
+
+def test_what_a_shard_is_is_told_by_how_its_name_ends(shards: Path, records: list[RankingRecord]) -> None:
+    (shards / NAME).unlink()
+    for number in range(3):
+        (shards / f"0000{number}.parquet").rename(shards / f"part.{number}.parquet")  # as Dask names them
+    assert list(ShardsSource(shards)) == records
+    (shards / "part.0.jsonl.gz").touch()
+    with pytest.raises(UserError, match=r"either .parquet files or .jsonl files, and holds 3 of the one and 1 of the"):
+        list(ShardsSource(shards))
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_missed_here_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def system(self: ShardsSource) -> object:
+        raise OSError("Cannot reach https://huggingface.co")
+
+    monkeypatch.setattr(ShardsSource, "_system", property(system))
+    message = r"^data/nothere does not exist here, and as a dataset on the Hub hf://datasets/data/nothere: cannot be"
+    with pytest.raises(UserError, match=message):
+        list(ShardsSource("data/nothere"))
+
+
 def test_a_folders_name_is_no_pattern(source: Path, records: list[RankingRecord], tmp_path: Path) -> None:
     for name in ("run[1]", "run?", "run1"):
         prepare(str(source), output=tmp_path / name)
@@ -312,11 +371,70 @@ def test_another_tokenizer_or_format_is_refused(source: Path, tiny_model: Path, 
         load(PermutationDataModule(train=ShardsSource(tmp_path / "shards"), tokenizer=str(tiny_model), prompt=prompt))
 
     loaded(prompt)
+    other = PromptSettings(max_passage_tokens=21)
     with pytest.raises(UserError, match=r"manifest.json: prepared for another format \(fingerprint \w+\) than this"):
-        loaded(PromptSettings(max_passage_tokens=21))
+        loaded(other)
+    mixed = MixedSource([MixedSource([ShardsSource(tmp_path / "shards")]), JsonlSource(learnable)])
+    with pytest.raises(UserError, match=r"manifest.json: prepared for another format"):
+        load(PermutationDataModule(train=mixed, tokenizer=str(tiny_model), prompt=other))
     rewritten(tmp_path / "shards", encoded_as={**manifest.encoded_as, "tokenizer": "0123"})
     with pytest.raises(UserError, match=r"prepared for another tokenizer \(fingerprint 0123\)"):
         loaded(prompt)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_conversations_are_for_replay_alone(source: Path, tiny_model: Path, tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / "talks.jsonl").write_text(3 * TALK)
+    for name in ("r", "talks"):
+        prepare(str(tmp_path / f"{name}.jsonl"), output=tmp_path / name)
+    rankings, talks = ShardsSource(tmp_path / "r"), ShardsSource(tmp_path / "talks")
+    options = {"tokenizer": str(tiny_model), "streaming": streaming}
+    with pytest.raises(UserError, match=r"talks/manifest.json: conversations are for replay; here rankings are needed"):
+        load(PermutationDataModule(train=talks, **options))
+    with pytest.raises(
+        UserError, match=r"r/manifest.json: rankings are for train, val and candidates; here conversati"
+    ):
+        load(PermutationDataModule(train=rankings, replay=rankings, **options))
+    (tmp_path / "r" / NAME).unlink()
+    rankings = ShardsSource(tmp_path / "r")
+    with pytest.raises(
+        UserError, match=r"init_args.replay: rankings are for train, val and candidates; here conversat"
+    ):
+        PermutationDataModule(train=rankings, replay=rankings, **options).setup("fit")
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_shards_of_conversations_are_replayed_as_the_file_is(tiny_model: Path, tmp_path: Path, prepared: bool) -> None:
+    write_jsonl([record(f"q{i}", 3) for i in range(6)], tmp_path / "r.jsonl")
+    (tmp_path / "talks.jsonl").write_text(TALK + TALK.replace("Because", "Therefore"))
+    if prepared:
+        prepare(str(tmp_path / "talks.jsonl"), output=tmp_path / "talks")
+    shards = ShardsSource(tmp_path / ("talks" if prepared else "talks.jsonl"))
+
+    def examples(replay: MessagesSource | ShardsSource) -> list[object]:
+        train = JsonlSource(tmp_path / "r.jsonl")
+        module = PermutationDataModule(train=train, replay=replay, replay_share=0.4, tokenizer=str(tiny_model))
+        module.prepare_data()
+        module.setup("fit")
+        return [example for batch in module.train_dataloader() for example in batch]
+
+    assert examples(shards) == examples(MessagesSource(tmp_path / "talks.jsonl"))
+    if prepared:
+        first_shard(tmp_path / "talks", sha256="0")
+        with pytest.raises(
+            UserError, match=r"talks/00000.parquet is not the file that manifest.json beside it describes"
+        ):
+            examples(ShardsSource(tmp_path / "talks"))
+
+
+@pytest.mark.parametrize(("line", "layout"), [(PAIR, PairsSource), (TALK, MessagesSource)])
+def test_prepared_shards_are_read_by_shards_source_alone(
+    line: str, layout: Callable[[Path], PairsSource], tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text(line)
+    prepare(str(tmp_path / "r.jsonl"), output=tmp_path / "shards")
+    with pytest.raises(UserError, match=r"shards holds prepared shards: take ShardsSource, which compares them with"):
+        layout(tmp_path / "shards")
 
 
 def test_a_manifest_is_read_as_it_was_written(shards: Path) -> None:

@@ -1,6 +1,8 @@
 """Streamed records: each once in an epoch, however many processes, workers and shards there are."""
 
 import json
+import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +111,23 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(folders: dict[tuple[int, i
     keys = [(epoch, number) for epoch in (0, 1) for number in range(len(one))]
     in_turn = {key: one[key] for key in keys}
     assert {key: other[key] for key in reversed(keys)} == in_turn
+
+
+def test_a_block_is_shuffled_as_a_list_of_its_examples_is(folders: dict[tuple[int, int], Path]) -> None:
+    made = stream(folders[MOST, MOST], per_record=3, buffer=MOST)
+    shuffled = [(f"q{i // 3}", 0, i) for i in range(3 * MOST)]
+    random.Random("3/0/0/0").shuffle(shuffled)
+    assert [example for number in range(len(made)) for example in made[0, number]] == shuffled
+
+
+def test_memory_does_not_depend_on_how_many_examples_a_record_gives(folders: dict[tuple[int, int], Path]) -> None:
+    made = stream(folders[MOST, 4], per_record=10_000, buffer=100)
+    tracemalloc.start()
+    try:
+        assert len(made[0, 0]) == 2
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # of 230,000 examples
+    finally:
+        tracemalloc.stop()
 
 
 def test_epochs_and_seeds_differ_in_order(folders: dict[tuple[int, int], Path]) -> None:

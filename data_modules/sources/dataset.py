@@ -29,6 +29,8 @@ class DatasetSource(Source[Record]):
         self.path = user_path(path)
         if not self.path.exists() and not HUB_ID.fullmatch(str(path)):
             raise UserError(f"{path} does not exist, and is no Hub id such as {example}")
+        if all((self.path / name).is_file() for name in ("manifest.json", "00000.parquet")):
+            raise UserError(f"{path} holds prepared shards: take ShardsSource, which compares them with their manifest")
 
     @abstractmethod
     def _record(self, row: Row) -> Record: ...
@@ -45,7 +47,7 @@ def _dataset(path: Path) -> Iterable[Any]:
     from datasets import load_dataset
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" and not path.is_dir():
             return load_dataset("parquet", data_files=str(path), split="train")
         return load_dataset(str(path), split="train")
     except Exception as error:  # whatever the Hub, the network or the files may bring

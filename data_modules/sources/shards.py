@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from glob import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_modules import manifest, rows  # the modules: they import sources themselves
@@ -14,7 +15,7 @@ from data_modules.sources.base import Row, Source, each, field, is_whole, parse_
 from data_modules.sources.dataset import HUB_ID
 from data_modules.sources.messages import Conversation, message
 from data_modules.sources.own import ranking
-from data_modules.sources.preferences import pair
+from data_modules.sources.preferences import PreferencePair, pair
 from lit_rerank.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ CHUNK = 64  # records that are read at a time
 
 
 class ShardsSource(Source[Any]):
-    """Rankings or preference pairs in files of one folder, in the order of their names.
+    """Rankings, preference pairs or conversations in files of one folder, in the order of their names.
 
     `python -m data_modules.prepare` makes such a folder of any source, with a `manifest.json`. Any other is as good
-    whose Parquet files have the same columns, or whose JSONL files have the layouts of `JsonlSource` or `PairsSource`.
+    whose Parquet files have the same columns, or whose JSONL files have the layouts of `JsonlSource`, `PairsSource` or
+    `MessagesSource`.
 
     Args:
         path: a folder, a file, a URL that fsspec knows (`s3://...`), or a dataset on the Hub that holds such files.
@@ -36,10 +38,11 @@ class ShardsSource(Source[Any]):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = str(path).rstrip("/")
+        self.path, self._absent = str(path).rstrip("/"), ""
         if user_path(self.path).exists():
             self.path = str(user_path(self.path).resolve())
         elif HUB_ID.fullmatch(self.path):
+            self._absent = f"{path} does not exist here, and as a dataset on the Hub "
             self.path = f"hf://datasets/{self.path}"
         elif "://" not in self.path:
             raise UserError(f"{path} does not exist, and is no Hub id such as your-name/prepared-rankings")
@@ -54,11 +57,15 @@ class ShardsSource(Source[Any]):
         """The shards' paths or URLs."""
         if self.manifest is not None:
             return [f"{self.path}/{shard.name}" for shard in self.manifest.shards]
-        if self.path.endswith(KINDS):
+        if self._is_file:
             return [self.path]
         found = [file for file in map(self._file, self._listed) if file.endswith(KINDS)]
-        if not found or len({PurePosixPath(file).suffixes[0] for file in found}) > 1:
-            raise UserError(f"{self.path} must hold either .parquet files or .jsonl files, and holds {len(found)}")
+        parquet = sum(file.endswith(".parquet") for file in found)
+        if not found or parquet not in (0, len(found)):
+            raise UserError(
+                f"{self.path} must hold either .parquet files or .jsonl files, and holds {parquet} of the one and "
+                f"{len(found) - parquet} of the other"
+            )
         return found
 
     @cached_property
@@ -105,9 +112,9 @@ class ShardsSource(Source[Any]):
         try:
             row = _row(table, i)
             if self.files[shard].endswith(".parquet"):
-                return _checked(row)
-            parsed = parse_object(row["text"].encode())
-            return rows.to_row(pair(parsed) if "chosen" in parsed else ranking(parsed))
+                _record(_unpacked(row))  # columns tell nothing of what may be missing
+                return row
+            return rows.to_row(_record(parse_object(row["text"].encode())))
         except UserError as error:
             raise UserError(f"{self.files[shard]}: record {number + 1}: {error}") from None
 
@@ -121,10 +128,12 @@ class ShardsSource(Source[Any]):
         options |= {"data_files": files, "split": "train", "streaming": True}
         streams = self._called(lambda: load_dataset("parquet" if parquet else "text", **options))
         columns = streams.column_names
-        if parquet and not any(columns == rows.schema(kind).names for kind in rows.KINDS):
+        kinds = rows.KINDS if self.manifest is None else [self.manifest.record]
+        if parquet and not any(columns == rows.schema(kind).names for kind in kinds):
+            meant = "prepared records" if self.manifest is None else f"the {self.manifest.kind} of {manifest.NAME}"
             raise UserError(
-                f"{self.path}: its columns {_line(', '.join(columns))} are not those of prepared records: prepare it "
-                "with python -m data_modules.prepare"
+                f"{self.path}: its columns {_line(', '.join(columns))} are not those of {meant}: prepare it with "
+                "python -m data_modules.prepare"
             )
         return streams.with_format("arrow")
 
@@ -156,13 +165,18 @@ class ShardsSource(Source[Any]):
         return url_to_fs(self.path)[0]
 
     @cached_property
+    def _is_file(self) -> bool:
+        """Whether there is one shard alone. A folder may be called as a file is: Spark does so."""
+        return self.path.endswith(KINDS) and self._called(lambda: self._system.info(self.path)["type"]) != "directory"
+
+    @cached_property
     def _listed(self) -> list[str]:
         return sorted(map(str, self._called(lambda: self._system.ls(self.path, detail=False))))
 
     @cached_property
     def _manifest(self) -> tuple[bytes, str] | None:
         place = f"{self.path}/{manifest.NAME}"
-        if self.path.endswith(KINDS):
+        if self._is_file:
             return None
         found = self._called(lambda: self._system.cat_file(place) if self._system.exists(place) else None)
         return None if found is None else (found, place)
@@ -183,7 +197,7 @@ class ShardsSource(Source[Any]):
         try:
             return call()
         except Exception as error:  # whatever the disk or the network may bring
-            raise UserError(f"{self.path}: cannot be read: {_reason(error)}") from error
+            raise UserError(f"{self._absent}{self.path}: cannot be read: {_reason(error)}") from error
 
 
 def _row(table: "pa.Table", i: int) -> Row:
@@ -202,16 +216,28 @@ def _line(said: str) -> str:
     return " ".join(said.split())
 
 
-def _checked(row: Row) -> Row:
-    """A row of Parquet, or a UserError where it is no record: its columns tell nothing of what may be missing."""
+def _record(row: Row) -> Any:
+    """The record of any kind of an object in its JSON layout."""
+    kind = rows.kind_of(row)
+    if kind is PreferencePair:
+        return pair(row)
+    return Conversation(each(row, "messages", message)) if kind is Conversation else ranking(row)
+
+
+def _unpacked(row: Row) -> Row:
+    """A row of Parquet in its JSON layout."""
     if "chosen" in row:
-        pair(row | {"prompt": _parsed(text(row, "prompt"))})
-    elif "messages" in row:
-        Conversation(each(row, "messages", message))
-    else:
-        grades = None if row["qrels"] is None else dict(each(row, "qrels", _judged))
-        ranking(row | {"qrels": grades})
+        return row | {"prompt": _parsed(text(row, "prompt"))}
+    if row.get("qrels") is not None:
+        return row | {"qrels": _grades(each(row, "qrels", _judged))}
     return row
+
+
+def _grades(judged: Sequence[tuple[str, int]]) -> dict[str, int]:
+    for docid, count in Counter(docid for docid, _ in judged).items():
+        if count > 1:
+            raise UserError(f'"qrels" judges docid {docid!r} {count} times')
+    return dict(judged)
 
 
 def _judged(row: Row) -> tuple[str, int]:

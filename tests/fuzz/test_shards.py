@@ -50,14 +50,14 @@ def parquet(rows: Any, columns: "pa.Schema | None", compression: str = "zstd") -
     return content
 
 
-def put(folder: Path, *files: bytes, records: Sequence[int]) -> Manifest:
+def put(folder: Path, *files: bytes, records: Sequence[int], kind: str = "rankings") -> Manifest:
     """Write shards, and a manifest that fits them."""
     shards = []
     for number, (content, count) in enumerate(zip(files, records, strict=True)):
         file = folder / f"{number}.parquet"
         file.write_bytes(content)
         shards.append(Shard(file.name, count, len(content), hash_of(file)))
-    manifest = Manifest("RankingRecord", sum(records), tuple(shards))
+    manifest = Manifest(type(GOOD[kind][0]).__name__, sum(records), tuple(shards))
     (folder / NAME).write_text(manifest.dump())
     return manifest
 
@@ -103,7 +103,7 @@ def test_rows(kind: str, data: st.DataObject, tmp_path: Path, tiny_model: Path) 
     rows = data.draw(mutated(list(map(to_row, GOOD[kind]))))
     columns = data.draw(st.sampled_from([None, schema(type(GOOD[kind][0]))]))
     try:
-        put(tmp_path, parquet(rows, columns), records=[len(rows)])
+        put(tmp_path, parquet(rows, columns), records=[len(rows)], kind=kind)
     except Exception:  # pyarrow's are of many types
         reject()
     read(f"rows of shards: {kind}", tmp_path, tiny_model)
@@ -123,7 +123,7 @@ def overwritten(draw: st.DrawFn, good: bytes) -> bytes:
 @given(data=st.data())
 def test_mangled_files(kind: str, compression: str, data: st.DataObject, tmp_path: Path, tiny_model: Path) -> None:
     good = parquet(list(map(to_row, GOOD[kind])), schema(type(GOOD[kind][0])), compression)
-    put(tmp_path, data.draw(st.one_of(mangled(good), overwritten(good))), records=[2])
+    put(tmp_path, data.draw(st.one_of(mangled(good), overwritten(good))), records=[2], kind=kind)
     if data.draw(st.booleans()):
         (tmp_path / NAME).unlink()
     read(f"mangled shards: {kind}", tmp_path, tiny_model)
