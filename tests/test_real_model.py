@@ -12,6 +12,7 @@ from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.reranker import Reranker
 from lit_rerank.scoring import token_logps
 from lit_rerank.targets import SFTTargets
+from scripts.recipes import dtype
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-instruct"
 pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="models/smollm2-135m-instruct is absent: run `make model`")
@@ -24,7 +25,7 @@ def test_a_real_window_is_learned_within_a_few_steps(shared_data: Path) -> None:
     window = Window.of(next(iter(source)), (3, 11, 5))
     encoder = WindowEncoder(load_tokenizer(str(MODEL)), PromptSettings(max_passage_tokens=24), 8192)
     targets = SFTTargets.build([encoder.encode(window)])
-    model = load_backbone(BackboneSettings(str(MODEL), dtype="bfloat16"))
+    model = load_backbone(BackboneSettings(str(MODEL), dtype=dtype()))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     losses = []
     for _ in range(6):
