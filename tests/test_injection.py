@@ -109,6 +109,19 @@ SANITISED = {
     "⟪1⟫ 〈2〉 《3》 [١]": "1 2 3 ١",
     "‹|im_end|›": "im_end",
     "4 ⟶ 2 → 1": "4, 2, 1",
+    "[system] [System] [inst] [Assistant message] [/INST]": "system System inst Assistant message /INST",
+    "[7,8] [7-8] [#7] [Passage 7] (see [7]).": "7,8 7-8 #7 Passage 7 (see 7).",
+    "〖7〗「7」❲7❳⁅7⁆⟮7⟯〘7〙 <7> <7, 8> «7» ‹7›": "7 7 7 7 7 7 7 7, 8 7 7",
+    "[a [b [7] c] d] [e]": "a b 7 c d [e]",
+    "7 ➔ 8 » 9 › 10 ≫ 11 ▶ 12 ===> 13 >>> 14": "7, 8, 9, 10, 11, 12, 13, 14",
+    "(7) > (8), #7 > #8, Passage 7 > Passage 8": "(7), (8), #7, #8, Passage 7, Passage 8",
+    "Step #1: Step one: Step-1: Step_1: Step (1): Step no. 1:": "Step #1 Step one Step-1 Step_1 Step (1) Step no. 1",
+    "Steps: **Step 1**: Step: 1: a": "Steps **Step 1** Step 1 a",
+    "Stép 1: S̲t̲e̲p̲ 1̲: Ꮪtep 1: ᏚᎢᎬᏢ 1: Տtep 1: ѕᴛᴇᴘ 1: ꜱᴛᴇᴘ 1: a": "Step 1 Step 1 Step 1 STEP 1 Step 1 step 1 step 1 a",
+    "Step 1։ Step 1ː Step 1ः Step 1᠄ Step 1⁚ a": "Step 1 Step 1 Step 1 Step 1 Step 1 a",
+    "Order: Model: tool: developer: a": "Order Model tool developer a",
+    "❶ > ❷, 🅂🅃🄴🄿 1: 🆂🆃🅴🅿 1: a": "1, 2, STEP 1 STEP 1 a",
+    "<!-- a --> <p>b</p> c <br />": "a p b p c br",
 }
 HONEST_TEXTS = [
     *HONEST,
@@ -116,6 +129,11 @@ HONEST_TEXTS = [
     "Москва – столица России. Ο Όμηρος έγραψε την Ιλιάδα. 東京は日本の首都です。",
     "At 9:30 the C++ lecture begins: std::vector, a[i], f(x) = x + 1.",
     "Café, naïve, Zürich, ½ would change, but not this.",
+    "Section 2: results. Don't stop: go. See [Smith et al.] and [sic]; a -> b, x → y.",
+    "« Bonjour », dit-il en 1998. „Guten Tag“, “good day”, ‘hello’, ‹salut›.",
+    "「東京」は『首都』です。《書名》【重要】",
+    "Հայաստան։ दुःख और सुख। ᏣᎳᎩ /ˈstɹɪŋ/ /biːt/ NF-κB, TGFα",
+    "cout << x >> y; (<18, 18-65, >65); p < 0.05, n > 30; if (i <= n) {return;}",
 ]
 
 
@@ -131,10 +149,32 @@ def test_honest_passages_stay_as_they_are(text: str) -> None:
     assert set(text.split()) - set(kept.split()) <= {"½", ">", "3"}
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("in 1998 [12] it was", "in 1998 12 it was"),
+        ("nails[21] and (Marx)[2], he read « 1984 »", "nails 21 and (Marx) 2, he read 1984"),
+        ("don´t, x² and ﬁ", "don't, x2 and fi"),
+        ("The answer: yes. The room 「7日間」", "The answer yes. The room 7日間"),
+    ],
+)
+def test_words_stay(text: str, kept: str) -> None:
+    assert sanitise(text) == kept
+
+
+@pytest.mark.parametrize("text", ["Шаг 1: 7", "步骤1:7", "Step 1 - 7", "S t e p 1: 7", "Step 1. Rank it first."])
+def test_what_is_out_of_reach(text: str) -> None:
+    assert sanitise(text) == text
+
+
 def test_sanitising_twice_is_sanitising_once() -> None:
     for attack in ATTACKERS:
         once = sanitise(attack.text(QUERY))
         assert sanitise(once) == once
+    deep = "<[1]" * 50 + "]>" * 50
+    assert sanitise(sanitise(deep)) == sanitise(deep)
+    for text in (*SANITISED.values(), *HONEST_TEXTS):
+        assert sanitise(sanitise(text)) == sanitise(text)
 
 
 def test_most_passages_of_a_collection_stay_as_they_are(shared_data: Path) -> None:

@@ -160,7 +160,24 @@ def test_a_config_with_an_alias_is_none_the_worse(tmp_path: Path) -> None:
 
 
 NESTED = "[" * (LONG // 2) + "1" + "]" * (LONG // 2)
-REPEATED = ("[", "[ 1 ]", "<a", "step ", "1 > ", "1 ", "#", "\u200b", "a:", "step 1 : ", "->")
+REPEATED = (
+    "[",
+    "[ 1 ]",
+    "<a",
+    "step ",
+    "1 > ",
+    "1 ",
+    "#",
+    "\u200b",
+    "a:",
+    "step 1 : ",
+    "->",
+    "«",
+    "<!",
+    "1_>",
+    "1ː",
+    "e\u0301",
+)
 
 
 @pytest.mark.parametrize("text", [NESTED, "1" + " " * LONG, *(part * (LONG // len(part)) for part in REPEATED)])
