@@ -14,7 +14,6 @@ from data_modules.records import Window
 from lit_rerank.chain import Format, get_format
 from lit_rerank.chat import ChatTokenizer, Ids, Message, valid
 from lit_rerank.errors import UserError
-from lit_rerank.sanitise import sanitise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +105,8 @@ class WindowEncoder:
         """The query and the passages as prompts hold them: made safe, passages cut."""
         texts = [passage.text for passage in window.passages]
         if self.settings.sanitise:
+            from lit_rerank.sanitise import sanitise  # its tables of signs take a tenth of a second
+
             texts = list(map(sanitise, texts))
         query, *passages = map(self.chat.clean, [window.query, *texts])
         limit = self.settings.max_passage_tokens
