@@ -202,5 +202,5 @@ def _without(rule: re.Pattern[str], text: str) -> str:
             if first < inside:
                 kept[first:last] = "\0" * (last - first)
                 kept[start:end] = "\1" * (end - start)
-    joined = re.sub(r"(?<=[(\"'\s])\x00+|\x01+(?=[\s,.;:!?)\"'])", "", "".join(kept))
+    joined = re.sub(r"(?<=[(\"'\s])\x00+|(?<!\x01)\x01+(?=[\s,.;:!?)\"'])", "", "".join(kept))
     return " ".join(re.sub(r"[\x00\x01]+", " ", joined).split())
