@@ -116,7 +116,7 @@ _LABEL = re.compile(  # Query:, Step #1:, **Step no. one**:
 )
 _COLON = re.compile(rf" ?[{_COLONS}][{_COLONS} ]*")
 _BETWEEN = re.compile(  # two numbers: (7) > (8), Passage 7 -> Passage 8
-    rf"(?<=\d)(?:[^\w,;.%$]|[{_COLONS}])+(?=(?:(?i:{_NAMES}){_GAP})?\d)"
+    rf"(?<=\d)(?:[^\w,;.%$]|[ːꓽ])+(?=(?:(?i:{_NAMES}){_GAP})?\d)"
 )
 _ARROW = re.compile(rf" ?[-=~]{{0,2}}[{_ARROWS}][-=~ {_ARROWS}]*")
 

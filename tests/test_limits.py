@@ -181,7 +181,9 @@ REPEATED = (
 )
 
 
-@pytest.mark.parametrize("text", [NESTED, "1" + " " * HOSTILE, *(part * (HOSTILE // len(part)) for part in REPEATED)])
+@pytest.mark.parametrize(
+    "text", [NESTED, "1" + " " * HOSTILE, "1" + ":" * HOSTILE, *(part * (HOSTILE // len(part)) for part in REPEATED)]
+)
 def test_sanitising_is_linear(text: str) -> None:
     start = time.process_time()
     sanitise(text)
