@@ -23,6 +23,7 @@ from data_modules.stream import UNKNOWN, Part, Passes, Stream, StreamSampler
 from data_modules.trec import check_writable
 from data_modules.windows import CHARACTERS_PER_TOKEN, Augmentation, BucketSampler, EpochSampler, generator
 from lit_rerank.backbone import context_length, load_tokenizer
+from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.replay import ConversationEncoder
@@ -149,15 +150,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def check_resumed(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a UserError where a checkpoint's `state_dict` is of other settings or data than these."""
-        now = self.state_dict()
-        changed = [name for name, value in state_dict.items() if name in now and now[name] != value]
-        if changed:
-            was, here = (", ".join(f"{name} {state[name]}" for name in changed) for state in (state_dict, now))
-            raise UserError(
-                f"the checkpoint is of a run with {was}, and this one has {here}: which examples are left of its epoch "
-                "depends on that. Resume it as it was; or begin a new run from its adapter "
-                "(model.init_args.backbone.adapter)"
-            )
+        refuse_changed(state_dict, self.state_dict(), "which examples are left of its epoch depends on that")
 
     @abstractmethod
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> Example:

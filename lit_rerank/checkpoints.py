@@ -1,5 +1,6 @@
 """How checkpoints get to the disk and back: whole, or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,15 @@ def refuse_damaged(path: str | Path) -> None:
         raise UserError(
             f"ckpt_path: the checkpoint {path} cannot be used: {wrong}. Name an earlier one; --ckpt_path last finds "
             "the latest that is whole"
+        )
+
+
+def refuse_changed(saved: Mapping[str, Any], now: Mapping[str, Any], why: str) -> None:
+    """Raise a UserError where a run is resumed with other settings than its checkpoint's, of those that both know."""
+    changed = [name for name, value in saved.items() if name in now and now[name] != value]
+    if changed:
+        was, here = (", ".join(f"{name} {settings[name]}" for name in changed) for settings in (saved, now))
+        raise UserError(
+            f"the checkpoint is of a run with {was}, and this one has {here}: {why}. Resume it as it was; or begin a "
+            "new run from its adapter (model.init_args.backbone.adapter)"
         )

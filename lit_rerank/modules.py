@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_modules.records import RankingRecord
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
+from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
@@ -310,15 +311,9 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 
     def check_optimizer(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise a UserError where settings are not the checkpoint's: what it holds would silently win over some."""
-        saved, now = checkpoint.get("optimizer", {}), _plain(self.optimizer)
-        changed = [name for name, value in saved.items() if now.get(name, value) != value]
-        if changed:
-            was, here = (", ".join(f"{name} {settings[name]}" for name in changed) for settings in (saved, now))
-            raise UserError(
-                f"the checkpoint is of a run with optimizer {was}, and this one has {here}: resume it as it was, or "
-                "begin a new run from its adapter (model.init_args.backbone.adapter)"
-            )
+        """Raise a UserError where settings of the optimizer are not the checkpoint's."""
+        why = "the checkpoint's own state would win over some of that"
+        refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.
@@ -348,5 +343,5 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
 
 def _plain(settings: OptimizerSettings) -> dict[str, Any]:
-    """Settings as a checkpoint holds them."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    """Settings as a checkpoint holds them, by the names that users know."""
+    return {f"optimizer.{k}": list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}

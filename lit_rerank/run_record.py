@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from data_modules.base import RankingDataModule
 from data_modules.manifest import NAME as MANIFEST
 from data_modules.manifest import Manifest
+from lit_rerank.errors import UserError
 
 NAME = "run.json"
 PACKAGES = ("lit-rerank", "torch", "lightning", "transformers", "tokenizers", "peft", "bitsandbytes", "datasets")
@@ -46,8 +48,12 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def is_of_training(folder: Path) -> bool:
-    """Whether a folder's `run.json` is that of a training."""
-    return (folder / NAME).is_file() and json.loads((folder / NAME).read_text()).get("stage", "fit") == "fit"
+    """Whether a folder's `run.json` is that of a training, or cannot be told from one."""
+    if not (folder / NAME).is_file():
+        return False
+    with suppress(ValueError, AttributeError):
+        return json.loads((folder / NAME).read_text()).get("stage", "fit") == "fit"
+    return True
 
 
 def add_to_record(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
@@ -117,9 +123,9 @@ def describe(path: Path) -> dict[str, Any]:
     if path.is_file():
         with path.open("rb") as file:
             return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if (path / MANIFEST).is_file():
-        content = (path / MANIFEST).read_bytes()
-        found = Manifest.parse(content, f"{path}/{MANIFEST}")
+    content = (path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else b""
+    with suppress(UserError):  # a folder may hold something else of that name
+        found = Manifest.parse(content, str(path))
         return {
             "bytes": sum(shard.bytes for shard in found.shards),
             "files": len(found.shards),

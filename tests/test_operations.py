@@ -86,6 +86,14 @@ def test_a_streamed_run_knows_its_data(folder: Path, tiny_model: Path) -> None:
     assert described["manifest"] == {name: value for name, value in content.items() if name != "shards"}
 
 
+def test_another_manifest_is_a_file_like_others(tmp_path: Path) -> None:
+    for content in ("{}", "no json"):
+        (tmp_path / "manifest.json").write_text(content)
+        described = describe(tmp_path)
+        assert (described["files"], described["bytes"]) == (1, len(content))
+        assert "manifest" not in described
+
+
 def test_a_mixture_tells_what_was_skipped(folder: Path, tiny_model: Path) -> None:
     part = {"class_path": "data_modules.sources.JsonlSource"}
     parts = [

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 from lit_rerank import processor
 from lit_rerank.backbone import load_for_inference
+from lit_rerank.cli import in_one_line
 from scripts import recipes
 from tests.training import command, train_in, write_data
 
@@ -86,8 +87,14 @@ def test_recipes_are_run_in_what_the_processor_is_fast_at(slow: Slow) -> None:
     assert recipes.arithmetic() == ("--trainer.precision=32-true", "--model.init_args.backbone.dtype=float32")
 
 
+def test_a_warning_to_users_is_one_line() -> None:
+    in_one_line(lambda: None)
+    assert warnings.formatwarning("set this", UserWarning, "a.py", 7) == "warning: set this\n"
+    assert "a.py:7" in warnings.formatwarning("set this", FutureWarning, "a.py", 7)
+
+
 @contextlib.contextmanager
-def not_warned():  # type: ignore[no-untyped-def]
+def not_warned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*this processor multiplies")
         yield

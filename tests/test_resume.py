@@ -181,7 +181,7 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches 1"),
         ("data.init_args.augmentation.max_size=3", "data.augmentation.max_size 20", "data.augmentation.max_size 3"),
         ("data.init_args.train.init_args.path=data/val.jsonl", "records of data.train 8", "records of data.train 2"),
-        ("model.init_args.optimizer.lr=0.5", "optimizer lr 0.01", "lr 0.5"),
+        ("model.init_args.optimizer.lr=0.5", "optimizer.lr 0.01", "optimizer.lr 0.5"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry_run",)], ids=["fit", "dry_run"])
