@@ -106,7 +106,6 @@ def malformed(candidates: Path) -> dict[str, float]:
     """The share of malformed answers: of all windows of all lists, and of some that are generated."""
     from lit_rerank.decoding import Stepwise
     from lit_rerank.generation import Generate
-    from lit_rerank.reranker import rerank
 
     model, coder = load(), encoder()
     stepwise, shown = Stepwise(model, coder), list[Window]()
@@ -115,7 +114,7 @@ def malformed(candidates: Path) -> dict[str, float]:
         shown.extend(asked)
         return stepwise(asked, choices, lambda count: print(f"{len(shown)} windows, {count} done", flush=True))
 
-    rankings = rerank(records(candidates), decode, sliding())
+    rankings = sliding().rerank(records(candidates), decode)
     answers = [decoded for ranking in rankings for decoded in ranking.decoded]
     wrong = [not well_formed(one, coder) for one in answers]
     generated = Generate(model, coder)(random.Random(0).sample(shown, GENERATED))
@@ -210,12 +209,12 @@ def held_to_the_grammar(data: Path) -> Work:
 
 def whole_list(candidates: Path) -> Work:
     from lit_rerank.decoding import Stepwise
-    from lit_rerank.reranker import SlidingWindow, rerank
+    from lit_rerank.reading import SlidingWindow
 
     model, loaded = load(), held()
     decoder, asked = Stepwise(model, encoder()), records(candidates)
     # Ten choices of each window, and in the last one all.
-    return lambda number: rerank([asked[number]], decoder, SlidingWindow(N, N // 2, 100, top_k=N)), loaded
+    return lambda number: SlidingWindow(N, N // 2, 100, top_k=N).rerank([asked[number]], decoder), loaded
 
 
 def list_prefill(candidates: Path) -> Work:
@@ -258,7 +257,7 @@ def records(candidates: Path) -> list[RankingRecord]:
 
 
 def sliding() -> Any:
-    from lit_rerank.reranker import SlidingWindow
+    from lit_rerank.reading import SlidingWindow
 
     return SlidingWindow(N, N // 2, 100, top_k=10)
 

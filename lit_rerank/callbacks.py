@@ -25,7 +25,8 @@ from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
 from lit_rerank.loop import begin_next_epoch, ends_epoch, forget_spent_loader, validation_follows
 from lit_rerank.modules import RerankModule
-from lit_rerank.reranker import Ranking, save_prompt_settings
+from lit_rerank.reading import Ranking
+from lit_rerank.reranker import save_prompt_settings
 from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
 from lit_rerank.whole import damage, written_whole
 
@@ -318,7 +319,10 @@ class RerankedText(L.Callback):
         rankings = outputs["rankings"] if outputs else []
         windows = [encoded.window for encoded in batch if isinstance(encoded, EncodedWindow)][: self.windows]
         shown = [
-            *((_first_window(module, ranking), ranking.decoded[0]) for ranking in rankings[: self.windows]),
+            *(
+                (Window.of(ranking.record, ranking.shown[0]), ranking.decoded[0])
+                for ranking in rankings[: self.windows]
+            ),
             *zip(windows, Generate(module.model, module.encoder)(windows), strict=True),
         ]
         grades = {ranking.record.qid: ranking.record.qrels for ranking in rankings}
@@ -338,12 +342,6 @@ def reranked_text(module: RerankModule[Any], window: Window, decoded: Decoded, g
     return "\n\n".join(
         f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items()
     )
-
-
-def _first_window(module: RerankModule[Any], ranking: Ranking) -> Window:
-    """The window that was read first, before anything moved."""
-    start, end = module.reranking.sliding.spans(len(ranking.record.passages))[0]
-    return Window.of(ranking.record, range(start, end))
 
 
 class JsonLinesLogger(Logger):

@@ -70,12 +70,13 @@ def _step(trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule
 
 
 def _evaluation(module: RerankModule[Any], batch: Any) -> dict[str, Any]:
-    """Of a batch of validation windows, or of candidate lists, whose first window is written."""
+    """Of a batch of validation windows, or of candidate lists, of which a window is written."""
     if not isinstance(batch[0], RankingRecord):
         return {"val.batch.tokens": module.objective(batch).tokens}
     record = batch[0]
-    start, end = module.reranking.sliding.spans(len(record.passages))[0]
-    prompt = module.encoder.encode_prompt(Window.of(record, range(start, end)))
+    reading = module.reranking.reading
+    size = min(len(record.passages), reading.depth, reading.window)
+    prompt = module.encoder.encode_prompt(Window.of(record, range(size)))
     return {"candidates.prompt_tokens": len(prompt)}
 
 

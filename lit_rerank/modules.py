@@ -22,8 +22,9 @@ from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
+from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
-from lit_rerank.reranker import Ranking, load_prompt_settings, open_decoder, rerank
+from lit_rerank.reranker import load_prompt_settings, open_decoder
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
@@ -239,9 +240,9 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def rerank(self, records: Sequence[RankingRecord]) -> list[Ranking]:
         """The records' candidates in the order that the model as it now is puts them."""
         settings = self.reranking
-        decoder = open_decoder(settings.decode, self.model, self.encoder, settings.max_batch_tokens)
+        decoder = open_decoder(settings.how, self.model, self.encoder, settings.max_batch_tokens)
         with whole(self.model):  # lists take more or fewer forwards
-            return rerank(records, decoder, settings.sliding)
+            return settings.reading.rerank(records, decoder)
 
     def _evaluate(self, stage: str, batch: Sequence[Any]) -> Evaluated:
         """Batches of candidates are reranked and measured; any others get the training objective."""

@@ -1,29 +1,28 @@
-"""Sliding windows over candidate lists, and the Python API."""
+"""The Python API: a model, and how it reads lists."""
 
 import json
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import exp, inf
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from data_modules.records import Passage, RankingRecord, Window
+from data_modules.records import Passage, RankingRecord
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
-from lit_rerank.chain import FORMATS, check_size
+from lit_rerank.chain import FORMATS
 from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
-from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoded, Decoder
+from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoder
 from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
 from lit_rerank.likelihood import QueryLikelihood
+from lit_rerank.reading import Reading, Rounds, SlidingWindow
 from lit_rerank.scoring import check_packable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
 How = Literal["chain", "direct", "first", "likelihood", "generate"]
 SETTINGS_FILE = "lit_rerank.json"
 _FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's default
@@ -31,115 +30,6 @@ _FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's defau
     bool: lambda value: isinstance(value, bool),
     type(None): lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool)),
 }
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """How a list longer than a window is read: from its end to its start, so that the best passages rise.
-
-    Attributes:
-        window: passages in one prompt.
-        stride: how far the window moves up each time.
-        depth: how many candidates, from the top of the list, are reranked; the others keep their order below.
-        top_k: how many of the best are asked for, None: all. Their order is the same for any; what ends up below them
-            costs no choices (but with self-consistency, where all have a say).
-    """
-
-    window: int = 20
-    stride: int = 10
-    depth: int = 100
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.window < 2 or self.depth < 1 or not 1 <= self.stride < self.window:
-            raise UserError(
-                f"window {self.window}, stride {self.stride}, depth {self.depth}: a window holds 2 or more passages, "
-                "the stride is at least 1 and less than the window, the depth at least 1"
-            )
-        check_size(self.window)
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or left out for the whole order")
-
-    def spans(self, n: int) -> list[tuple[int, int]]:
-        """The windows `[start, end)` over `n` candidates, in the order of reading."""
-        end = min(n, self.depth)
-        spans = [(max(0, end - self.window), end)]
-        while spans[-1][0] > 0:
-            end -= self.stride
-            spans.append((max(0, end - self.window), end))
-        return spans
-
-    def choices(self, n: int) -> list[int]:
-        """How many choices of each of the `spans` matter: those that move on to the next window, and the top k."""
-        spans = self.spans(n)
-        next_ends = [end for _, end in spans[1:]] + [0]
-        return [
-            max(next_end, min(end, self.top_k or end)) - start
-            for (start, end), next_end in zip(spans, next_ends, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A record's candidates in their new order.
-
-    Attributes:
-        order: indices into `record.passages`, best first.
-        decoded: the answer to each window, in the order of reading.
-        shown: each window's passages, as indices into `record.passages` in the order in which the model read them.
-        probabilities: of each in `order`, how probable the choice was that put it there (see `Decoded.logps`); 0 for
-            what was not reranked or read from a generated text.
-    """
-
-    record: RankingRecord
-    order: tuple[int, ...]
-    decoded: tuple[Decoded, ...]
-    shown: tuple[tuple[int, ...], ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def passages(self) -> list[Passage]:
-        """Best first. Before the point, a score tells how many passages stand below; after it, how probable the choice
-        was, 0.99 for a certain one."""
-        n = len(self.order) - 1
-        return [
-            replace(self.record.passages[i], score=n - rank + 0.99 * probability)
-            for rank, (i, probability) in enumerate(zip(self.order, self.probabilities, strict=True))
-        ]
-
-    @property
-    def run(self) -> list[tuple[str, float]]:
-        """(docid, score) as a TREC run wants them."""
-        return [(passage.docid, passage.score or 0.0) for passage in self.passages]
-
-    @property
-    def malformed(self) -> int:
-        """How many windows' answers needed repair."""
-        return sum(decoded.malformed for decoded in self.decoded)
-
-
-def rerank(records: Sequence[RankingRecord], decode: Decode, sliding: SlidingWindow) -> list[Ranking]:
-    """Rerank the candidates of every record; the windows of all records advance together."""
-    orders = [list(range(len(record.passages))) for record in records]
-    probabilities = [[0.0] * len(record.passages) for record in records]
-    answers: list[list[Decoded]] = [[] for _ in records]
-    read: list[list[tuple[int, ...]]] = [[] for _ in records]
-    spans = [sliding.spans(len(record.passages)) for record in records]
-    choices = [sliding.choices(len(record.passages)) for record in records]
-    for turn in range(max(map(len, spans), default=0)):
-        active = [i for i in range(len(records)) if turn < len(spans[i])]
-        windows = [Window.of(records[i], orders[i][slice(*spans[i][turn])]) for i in active]
-        for i, decoded in zip(active, decode(windows, [choices[i][turn] for i in active]), strict=True):
-            start, end = spans[i][turn]
-            shown = tuple(orders[i][start:end])
-            orders[i][start:end] = [shown[identifier - 1] for identifier in decoded.permutation]
-            probabilities[i][start:end] = map(exp, decoded.logps or [-inf] * (end - start))
-            answers[i].append(decoded)
-            read[i].append(shown)
-    return [
-        Ranking(record, tuple(order), tuple(decoded), tuple(shown), tuple(probable))
-        for record, order, decoded, shown, probable in zip(records, orders, answers, read, probabilities, strict=True)
-    ]
 
 
 def open_decoder(
@@ -154,6 +44,19 @@ def open_decoder(
     if decoder is not Generate:
         check_packable(model)
     return decoder(model, encoder, max_batch_tokens)
+
+
+def fit(how: How | None, reading: Reading) -> How | None:
+    """The way to decode that goes with how lists are read.
+
+    Raises:
+        UserError: if `how` does not.
+    """
+    if not isinstance(reading, Rounds):
+        return how
+    if how not in (None, "first"):
+        raise UserError(f"rounds go by the scores of first choices, which decode {how} does not give: leave it out")
+    return "first"
 
 
 def _decoder_class(how: How | None, form: str) -> type[Decoder]:
@@ -177,9 +80,9 @@ class Reranker:
     >>> [passage.text for passage in reranker.rank("capital of France", ["Berlin is ...", "Paris is ..."])]
     """
 
-    def __init__(self, decoder: Decoder | SelfConsistent, sliding: SlidingWindow | None = None) -> None:
+    def __init__(self, decoder: Decoder | SelfConsistent, reading: Reading | None = None) -> None:
         self.decoder = decoder
-        self.sliding = sliding or SlidingWindow()
+        self.reading = reading or SlidingWindow()
 
     @classmethod
     def from_pretrained(
@@ -192,7 +95,7 @@ class Reranker:
         max_passage_tokens: int | None = None,
         repeat_identifier: bool | None = None,
         sanitise: bool | None = None,
-        sliding: SlidingWindow | None = None,
+        reading: Reading | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         self_consistency: int = 1,
         aggregate: Aggregate = "kemeny",
@@ -205,11 +108,14 @@ class Reranker:
 
         `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
         that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
-        `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`).
+        `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`). `reading` is by
+        a `SlidingWindow`, or in `Rounds`.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
         """
+        reading = reading or SlidingWindow()
+        decode = fit(decode, reading)
         asked: dict[str, Any] = {
             "format": format or (decode if decode in FORMATS else None),
             "max_passage_tokens": max_passage_tokens,
@@ -227,6 +133,8 @@ class Reranker:
             raise UserError(
                 f"self_consistency is {self_consistency}, max_batch_tokens {max_batch_tokens}; each is at least 1"
             )
+        if self_consistency > 1 and isinstance(reading, Rounds):
+            raise UserError("rounds read lists in random orders already: leave self_consistency out, or add rounds")
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_for_inference(
             model,
@@ -238,7 +146,7 @@ class Reranker:
         )
         encoder = WindowEncoder(tokenizer, settings, context_length(model, trust_remote_code))
         decoder = open_decoder(decode, loaded, encoder, max_batch_tokens)
-        return cls(decoder if self_consistency == 1 else SelfConsistent(decoder, self_consistency, aggregate), sliding)
+        return cls(decoder if self_consistency == 1 else SelfConsistent(decoder, self_consistency, aggregate), reading)
 
     def rank(self, query: str, passages: Sequence[str | Passage]) -> list[Passage]:
         """The passages, best first. Plain strings get their position (from 0) as docid.
@@ -253,7 +161,7 @@ class Reranker:
         candidates = tuple(
             passage if isinstance(passage, Passage) else Passage(str(i), passage) for i, passage in enumerate(passages)
         )
-        (ranking,) = rerank([RankingRecord("query", query, candidates)], self.decoder, self.sliding)
+        (ranking,) = self.reading.rerank([RankingRecord("query", query, candidates)], self.decoder)
         return ranking.passages
 
 

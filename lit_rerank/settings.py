@@ -6,7 +6,8 @@ from typing import Literal
 
 from lit_rerank.decoder import MAX_BATCH_TOKENS
 from lit_rerank.errors import UserError
-from lit_rerank.reranker import How, SlidingWindow
+from lit_rerank.reading import Reading, open_reading
+from lit_rerank.reranker import How, fit
 
 
 @dataclass
@@ -48,10 +49,11 @@ def check_weights(**weights: float) -> None:
 
 @dataclass
 class RerankSettings:
-    """How validation, test and predict rerank candidates (see `SlidingWindow` and `Decoder`).
+    """How validation, test and predict rerank candidates (see `SlidingWindow`, `Rounds` and `Decoder`).
 
     Attributes:
         decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
+        rounds: if given, lists are read in so many rounds, by first choices; stride and top_k have no part in it.
     """
 
     window: int = 20
@@ -59,12 +61,17 @@ class RerankSettings:
     depth: int = 100
     top_k: int | None = None
     decode: How | None = None
+    rounds: int | None = None
     max_batch_tokens: int = MAX_BATCH_TOKENS
     measures: tuple[str, ...] = ("nDCG@10", "RR@10")
 
     def __post_init__(self) -> None:
-        self.sliding  # noqa: B018 (refuses what makes no sense)
+        self.how  # noqa: B018 (refuses what makes no sense)
 
     @property
-    def sliding(self) -> SlidingWindow:
-        return SlidingWindow(self.window, self.stride, self.depth, self.top_k)
+    def reading(self) -> Reading:
+        return open_reading(self.window, self.stride, self.depth, self.top_k, self.rounds)
+
+    @property
+    def how(self) -> How | None:
+        return fit(self.decode, self.reading)

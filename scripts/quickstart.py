@@ -19,7 +19,8 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
 from lit_rerank.metrics import Means, interval, parse_measure, per_query
-from lit_rerank.reranker import Reranker, SlidingWindow, load_prompt_settings
+from lit_rerank.reading import SlidingWindow
+from lit_rerank.reranker import Reranker, load_prompt_settings
 from scripts.recipes import curve, dtype, pays_to_compile, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"
@@ -78,7 +79,7 @@ def evaluate(
         format=prompt.format,
         max_passage_tokens=prompt.max_passage_tokens,
         repeat_identifier=prompt.repeat_identifier,
-        sliding=SLIDING,
+        reading=SLIDING,
         dtype=dtype(),
     )
     rankings = with_progress([record.shuffled(SEED) for record in records], reranker)

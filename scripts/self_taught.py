@@ -23,7 +23,8 @@ from lit_rerank.backbone import load_for_inference, load_tokenizer
 from lit_rerank.chat import ChatTokenizer
 from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.report import progress_bar
-from lit_rerank.reranker import Reranker, SlidingWindow, rerank
+from lit_rerank.reading import SlidingWindow
+from lit_rerank.reranker import Reranker
 from scripts.recipes import dtype
 
 EXAMPLES = {  # passages, and what people type to find them
@@ -164,12 +165,12 @@ def ordered(model: str, records: Iterable[RankingRecord], size: int) -> Iterator
         decode="likelihood",
         max_passage_tokens=60,
         dtype=dtype(),
-        sliding=SlidingWindow(window=size, stride=1, depth=size),
+        reading=SlidingWindow(window=size, stride=1, depth=size),
     )
     everything = list(records)
     with progress_bar("windows", len(everything)) as advance:
         for some in batched(everything):
-            for ranking in rerank(some, reranker.decoder, reranker.sliding):
+            for ranking in reranker.reading.rerank(some, reranker.decoder):
                 passages = tuple(Passage(p.docid, p.text) for p in ranking.record.passages)
                 order = tuple(index + 1 for index in ranking.order)
                 yield replace(ranking.record, passages=passages, permutation=order)

@@ -14,7 +14,8 @@ from data_modules.records import Passage, Window
 from lit_rerank.consistency import Order, SelfConsistent, borda, kemeny
 from lit_rerank.decoder import Decoded
 from lit_rerank.errors import UserError
-from lit_rerank.reranker import Reranker, SlidingWindow
+from lit_rerank.reading import SlidingWindow
+from lit_rerank.reranker import Reranker
 from tests.tiny import record
 
 
@@ -113,10 +114,10 @@ def test_windows_of_one_query_get_orders_of_their_own() -> None:
 
 
 def test_fewer_choices_that_matter_change_nothing(tiny_model: Path) -> None:
-    reranker = Reranker.from_pretrained(str(tiny_model), sliding=SlidingWindow(6, 3, 12), self_consistency=3)
+    reranker = Reranker.from_pretrained(str(tiny_model), reading=SlidingWindow(6, 3, 12), self_consistency=3)
     passages = record(n=12).passages
     expected = reranker.rank("fleas", passages)
-    reranker.sliding = SlidingWindow(6, 3, 12, top_k=2)
+    reranker.reading = SlidingWindow(6, 3, 12, top_k=2)
     assert reranker.rank("fleas", passages)[:2] == expected[:2]
 
 
@@ -134,7 +135,7 @@ def test_the_same_every_time_and_for_every_batch() -> None:
 
 def test_through_the_python_api(tiny_model: Path) -> None:
     reranker = Reranker.from_pretrained(
-        str(tiny_model), sliding=SlidingWindow(4, 2, 10), self_consistency=3, aggregate="borda"
+        str(tiny_model), reading=SlidingWindow(4, 2, 10), self_consistency=3, aggregate="borda"
     )
     passages = record(n=7).passages
     assert {p.docid for p in reranker.rank("fleas", passages)} == {p.docid for p in passages}

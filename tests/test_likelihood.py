@@ -11,7 +11,8 @@ from lit_rerank.backbone import load_model, load_tokenizer
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.likelihood import QueryLikelihood
-from lit_rerank.reranker import Reranker, SlidingWindow
+from lit_rerank.reading import SlidingWindow
+from lit_rerank.reranker import Reranker
 from tests.tiny import record
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "smollm2-135m-instruct"
@@ -65,7 +66,7 @@ def test_the_small_model_finds_the_passage_that_answers() -> None:
         "The Eiffel Tower was finished in 1889 and stands in Paris.",
         "A lichen is a fungus and an alga that live together.",
     ]
-    reranker = Reranker.from_pretrained(str(MODEL), decode="likelihood", sliding=SlidingWindow(3, 2))
+    reranker = Reranker.from_pretrained(str(MODEL), decode="likelihood", reading=SlidingWindow(3, 2))
     for query, best in (("when was the eiffel tower built", 1), ("why does bread rise", 0), ("what is lichen", 2)):
         assert reranker.rank(query, texts)[0].text == texts[best]
 

@@ -22,7 +22,7 @@ from lit_rerank.config_files import MAX_BYTES, check_config
 from lit_rerank.dpo import DPOModule
 from lit_rerank.errors import UserError
 from lit_rerank.preferences import Negatives
-from lit_rerank.reranker import SlidingWindow
+from lit_rerank.reading import SlidingWindow
 from lit_rerank.sanitise import sanitise
 from lit_rerank.settings import OptimizerSettings
 from lit_rerank.sft import SFTModule

@@ -26,7 +26,7 @@ from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.metrics import TrecMetrics
-from lit_rerank.reranker import SlidingWindow, rerank
+from lit_rerank.reading import SlidingWindow
 from tests.tiny import record
 from tests.training import command, figures, train_in, write_data
 
@@ -184,11 +184,11 @@ def test_test_ranks_as_it_is_told(folder: Path, tiny_model: Path, trained: Path,
     assert ("test/malformed_generate" in row) == (decode == "generate")
     sliding_window = SlidingWindow(3, 2, 100, top_k=2)
     reranker = Reranker.from_pretrained(
-        str(tiny_model), str(trained / "adapter"), decode=decode, sliding=sliding_window
+        str(tiny_model), str(trained / "adapter"), decode=decode, reading=sliding_window
     )
     records = list(CandidatesSource(folder / "data/val.candidates.jsonl", folder / "data/val.qrels.txt"))
     metric = TrecMetrics(("nDCG@10", "RR@10"))
-    for ranking in rerank(records, reranker.decoder, reranker.sliding):
+    for ranking in reranker.reading.rerank(records, reranker.decoder):
         metric.update(ranking.record.qid, ranking.run, ranking.record.qrels)
     assert {name: row[f"test/{name}"] for name in ("nDCG@10", "RR@10")} == pytest.approx(metric.compute())
 

@@ -67,13 +67,14 @@ def measure_injection(
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
-    from lit_rerank.reranker import Reranker, SlidingWindow
+    from lit_rerank.reading import SlidingWindow
+    from lit_rerank.reranker import Reranker
 
     if Path(metrics).suffix != ".json":
         raise UserError(f"{metrics}: name a .json file; the picture gets its name with another ending")
     if calibrate and decode != "first":
         raise UserError("calibrate needs the scores of all passages: add --decode first")
-    sliding = SlidingWindow(window, window - 1, window)
+    reading = SlidingWindow(window, window - 1, window)
     records = judged_lists(candidates, first_stage, collection, None, window - 1, queries)
     make_way(metrics)
     reranker = Reranker.from_pretrained(
@@ -82,7 +83,7 @@ def measure_injection(
         decode=decode,
         max_passage_tokens=max_passage_tokens,
         repeat_identifier=repeat_identifier,
-        sliding=sliding,
+        reading=reading,
         max_batch_tokens=max_batch_tokens,
         dtype=dtype,
         load_in_4bit=load_in_4bit,

@@ -22,7 +22,8 @@ from lit_rerank.evaluation.report import make_way, progress_bar, report
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
-    from lit_rerank.reranker import Ranking, Reranker
+    from lit_rerank.reading import Ranking
+    from lit_rerank.reranker import Reranker
 
 MOST_NAMED = 20
 NOT_LISTED = "judged queries have no list of candidates and do not count"
@@ -44,6 +45,7 @@ def rerank_candidates(
     stride: int = 10,
     depth: int = 100,
     top_k: int | None = None,
+    rounds: int | None = None,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
     sanitise: bool | None = None,
@@ -82,6 +84,8 @@ def rerank_candidates(
         stride: how far the window moves up each time.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
+        rounds: instead of sliding: windows are dealt at random so many times over, and a passage's place is by the mean
+            of its scores as a first choice (decode first; no stride).
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
@@ -98,10 +102,11 @@ def rerank_candidates(
         trust_remote_code: run code that the model's repository brings.
     """
     from lit_rerank.metrics import parse_measure
-    from lit_rerank.reranker import Reranker, SlidingWindow
+    from lit_rerank.reading import open_reading
+    from lit_rerank.reranker import Reranker
 
     parsed = [parse_measure(name) for name in measures]
-    sliding = SlidingWindow(window, stride, depth, top_k)
+    reading = open_reading(window, stride, depth, top_k, rounds)
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
     records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
@@ -116,7 +121,7 @@ def rerank_candidates(
         max_passage_tokens=max_passage_tokens,
         repeat_identifier=repeat_identifier,
         sanitise=sanitise,
-        sliding=sliding,
+        reading=reading,
         max_batch_tokens=max_batch_tokens,
         self_consistency=self_consistency,
         aggregate=aggregate,
@@ -202,22 +207,20 @@ def _lists(
 
 
 def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":
-    from lit_rerank.reranker import rerank
-
-    total = sum(len(reranker.sliding.spans(len(record.passages))) for record in records)
+    total = sum(reranker.reading.windows(len(record.passages)) for record in records)
     with progress_bar("windows", total) as advance:
 
         def decode(windows: Sequence[Window], choices: Sequence[int]) -> "Sequence[Decoded]":
             return reranker.decoder(windows, choices, advance)
 
-        return rerank(records, decode, reranker.sliding)
+        return reranker.reading.rerank(records, decode)
 
 
 def _choices(rankings: "Sequence[Ranking]", reranker: "Reranker") -> Iterator[WindowChoices]:
     """What was chosen in each window; each was read once."""
     decoder = cast("Decoder", reranker.decoder)
     for ranking in rankings:
-        passages, wanted = ranking.record.passages, reranker.sliding.choices(len(ranking.record.passages))
+        passages, wanted = ranking.record.passages, reranker.reading.choices(len(ranking.record.passages))
         for turn, (shown, decoded, matter) in enumerate(zip(ranking.shown, ranking.decoded, wanted, strict=True)):
             yield WindowChoices(
                 ranking.record.qid,

@@ -43,6 +43,7 @@ def sweep_scales(
     stride: int = 10,
     depth: int = 100,
     top_k: int | None = None,
+    rounds: int | None = None,
     max_passage_tokens: int | None = None,
     queries: int | None = None,
     shuffle: int | None = None,
@@ -76,6 +77,7 @@ def sweep_scales(
         stride: how far the window moves up each time.
         depth: candidates reranked per query.
         top_k: only the order of the best so many matters.
+        rounds: instead of sliding, as of rerank.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order.
@@ -90,12 +92,13 @@ def sweep_scales(
     from lit_rerank.general_text import open_documents
     from lit_rerank.metrics import parse_measure
     from lit_rerank.paired import flat, paired
-    from lit_rerank.reranker import Reranker, SlidingWindow
+    from lit_rerank.reading import open_reading
+    from lit_rerank.reranker import Reranker
     from lit_rerank.retention import Retention, measure
     from lit_rerank.scale import check_scalable, scaled
 
     parsed = [parse_measure(name) for name in measures]
-    sliding = SlidingWindow(window, stride, depth, top_k)
+    reading = open_reading(window, stride, depth, top_k, rounds)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"scales {list(scales)}: name one or more, each once")
     records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
@@ -110,7 +113,7 @@ def sweep_scales(
         adapter,
         decode=decode,
         max_passage_tokens=max_passage_tokens,
-        sliding=sliding,
+        reading=reading,
         max_batch_tokens=max_batch_tokens,
         dtype=dtype,
         load_in_4bit=load_in_4bit,

@@ -1,0 +1,200 @@
+"""How lists are read: sliding windows against a plain twin, and rounds against sums by hand."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from math import exp, log
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_modules.records import Passage, RankingRecord, Window
+from lit_rerank.decoder import Decoded
+from lit_rerank.errors import UserError
+from lit_rerank.reading import Rounds, SlidingWindow, open_reading
+from lit_rerank.reranker import Reranker
+from lit_rerank.settings import RerankSettings
+
+
+def by_number(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+    """An ideal reranker: orders each window by the number in its texts; beyond the choices asked for, backwards."""
+    decoded = []
+    for w, k in zip(windows, choices, strict=True):
+        order = sorted(range(1, len(w) + 1), key=lambda i: int(w.passages[i - 1].text))
+        decoded.append(Decoded((*order[:k], *reversed(order[k:])), tuple(-0.1 * i for i in range(len(w)))))
+    return decoded
+
+
+def numbered(qid: str, numbers: Sequence[int]) -> RankingRecord:
+    return RankingRecord(qid, "query", tuple(Passage(f"d{number}", str(number)) for number in numbers))
+
+
+def slide_alone(numbers: Sequence[int], window: int, stride: int, depth: int) -> list[int]:
+    """The twin: sort slices of the list in place, from the bottom up, as RankGPT describes it."""
+    ranked = list(numbers)
+    end = min(depth, len(ranked))
+    while True:
+        start = max(0, end - window)
+        ranked[start:end] = sorted(ranked[start:end])
+        if start == 0:
+            return ranked
+        end -= stride
+
+
+@given(
+    lists=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    window=st.integers(2, 20),
+    depth=st.integers(1, 60),
+    data=st.data(),
+)
+def test_many_queries_advance_together_as_each_would_alone(
+    lists: list[int], window: int, depth: int, data: st.DataObject
+) -> None:
+    sliding = SlidingWindow(window, data.draw(st.integers(1, window - 1)), depth)
+    numbers = [random.Random(n).sample(range(n), n) for n in lists]
+    rankings = sliding.rerank([numbered(f"q{i}", ns) for i, ns in enumerate(numbers)], by_number)
+    for ns, ranking in zip(numbers, rankings, strict=True):
+        expected = slide_alone(ns, window, sliding.stride, depth)
+        assert [int(passage.text) for passage in ranking.passages] == expected
+        assert len(ranking.decoded) == len(sliding.spans(len(ns)))
+
+
+def test_the_spans_of_the_usual_setting() -> None:
+    spans = SlidingWindow(20, 10, 100).spans(100)
+    assert spans[0] == (80, 100)
+    assert spans[-1] == (0, 20)
+    assert len(spans) == 9
+    assert SlidingWindow(20, 10, 100).spans(7) == [(0, 7)]
+
+
+def test_run_scores_fall_strictly_and_order_the_run() -> None:
+    (ranking,) = SlidingWindow().rerank([numbered("q", [3, 1, 2])], by_number)
+    assert ranking.run == [("d1", 2.99), ("d2", 1 + 0.99 * exp(-0.1)), ("d3", 0.99 * exp(-0.2))]
+    (ranking,) = SlidingWindow(2, 1, 2).rerank([numbered("q", [3, 1, 2])], by_number)
+    assert ranking.run == [("d1", 2.99), ("d3", 1 + 0.99 * exp(-0.1)), ("d2", 0.0)]  # below the depth
+
+
+@given(
+    n=st.integers(1, 60), window=st.integers(2, 20), depth=st.integers(1, 60), top_k=st.integers(1, 70), data=st.data()
+)
+def test_the_top_k_are_the_same_with_fewer_choices(
+    n: int, window: int, depth: int, top_k: int, data: st.DataObject
+) -> None:
+    numbers = random.Random(n).sample(range(n), n)
+    whole = SlidingWindow(window, data.draw(st.integers(1, window - 1)), depth)
+    (expected,) = whole.rerank([numbered("q", numbers)], by_number)
+    (ranking,) = replace(whole, top_k=top_k).rerank([numbered("q", numbers)], by_number)
+    reranked = min(top_k, depth)
+    assert ranking.order[:reranked] == expected.order[:reranked]
+
+
+def test_choices_that_matter() -> None:
+    assert SlidingWindow(20, 10, 100).choices(100) == [20] * 9
+    assert SlidingWindow(20, 10, 100, top_k=10).choices(100) == [10] * 9
+    assert SlidingWindow(20, 10, 100, top_k=20).choices(100) == [10] * 8 + [20]
+    assert SlidingWindow(20, 10, 100, top_k=25).choices(100) == [10] * 7 + [15, 20]
+    assert SlidingWindow(20, 10, 100, top_k=3).choices(12) == [3]
+    with pytest.raises(UserError, match="top_k is 0"):
+        SlidingWindow(top_k=0)
+
+
+@pytest.mark.parametrize(("window", "stride", "depth"), [(1, 1, 10), (5, 5, 10), (5, 0, 10), (5, 2, 0)])
+def test_windows_that_cannot_slide_are_refused(window: int, stride: int, depth: int) -> None:
+    with pytest.raises(UserError, match=f"window {window}, stride {stride}, depth {depth}"):
+        SlidingWindow(window, stride, depth)
+
+
+# -- rounds --------------------------------------------------------------------------------------------------------
+
+
+def by_number_of_all(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+    """A reranker whose first choice is the likelier, the lower a passage's number."""
+    assert set(choices) == {1}
+    decoded = []
+    for window in windows:
+        weights = {i: exp(-int(passage.text)) for i, passage in enumerate(window.passages, start=1)}
+        order = sorted(weights, key=lambda i: -weights[i])
+        total = sum(weights.values())
+        decoded.append(Decoded(tuple(order), tuple(log(weights[i] / total) for i in order)))
+    return decoded
+
+
+@given(n=st.integers(1, 60), window=st.integers(2, 20), depth=st.integers(1, 60), rounds=st.integers(1, 4))
+def test_every_round_deals_each_passage_once_into_windows_of_one_size(
+    n: int, window: int, depth: int, rounds: int
+) -> None:
+    reading, record = Rounds(window, depth, rounds), numbered("q", range(n))
+    dealt = reading.deal(record)
+    assert len(dealt) == reading.windows(n) == len(reading.choices(n))
+    a_round = len(dealt) // rounds
+    for number in range(rounds):
+        hands = dealt[number * a_round : (number + 1) * a_round]
+        assert sorted(i for hand in hands for i in hand) == list(range(min(n, depth)))
+        sizes = Counter(map(len, hands))
+        assert max(sizes) <= window
+        assert max(sizes) - min(sizes) <= 1
+    assert reading.deal(record) == dealt
+    if a_round > 1 and rounds > 1:
+        assert dealt[:a_round] != dealt[a_round : 2 * a_round]
+
+
+def test_a_place_is_by_the_mean_score_over_all_windows() -> None:
+    records = [numbered("a", [5, 3, 1, 2, 4, 6, 0]), numbered("b", [1, 0])]
+    reading = Rounds(window=3, depth=6, rounds=5)
+    rankings = reading.rerank(records, by_number_of_all)
+    for record, ranking in zip(records, rankings, strict=True):
+        scores: dict[int, list[float]] = {}
+        for hand in reading.deal(record):
+            numbers = [int(record.passages[i].text) for i in hand]
+            for i, number in zip(hand, numbers, strict=True):
+                logp = -number - log(sum(exp(-other) for other in numbers))
+                scores.setdefault(i, []).append(logp - log(1 / len(hand)))
+        means = {i: sum(values) / 5 for i, values in scores.items()}
+        expected = sorted(means, key=lambda i: -means[i])
+        assert ranking.order == (*expected, *range(len(expected), len(record.passages)))
+        assert [score for _, score in ranking.run] == sorted((score for _, score in ranking.run), reverse=True)
+    assert rankings[0].probabilities[6] == 0  # below the depth
+
+
+def test_one_that_stands_alone_is_as_good_as_chance() -> None:
+    (ranking,) = Rounds(window=2, rounds=40).rerank([numbered("q", [0, 2, 4])], by_number_of_all)
+    assert [passage.text for passage in ranking.passages] == ["0", "2", "4"]
+
+
+def test_rounds_read_a_model_through_the_interface(tiny_model: Path) -> None:
+    texts = [f"passage {i}" for i in range(9)]
+    reading = Rounds(window=4, depth=8, rounds=2)
+    reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
+    record = RankingRecord("query", "fleas", tuple(Passage(str(i), text) for i, text in enumerate(texts)))
+    scores = [0.0] * 8
+    for hand in reading.deal(record):
+        (decoded,) = reranker.decoder([Window.of(record, hand)])
+        for identifier, logp in zip(decoded.permutation, decoded.logps or (), strict=True):
+            scores[hand[identifier - 1]] += logp / 2
+    expected = [*sorted(range(8), key=lambda i: -scores[i]), 8]
+    assert [int(passage.docid) for passage in reranker.rank("fleas", texts)] == expected
+
+
+def test_rounds_go_by_first_choices_alone(tiny_model: Path) -> None:
+    assert RerankSettings(rounds=2).how == "first"
+    assert RerankSettings(decode="chain").how == "chain"
+    for decode in ("chain", "likelihood", "generate"):
+        with pytest.raises(UserError, match=f"which decode {decode} does not give"):
+            RerankSettings(rounds=2, decode=decode)
+        with pytest.raises(UserError, match=f"which decode {decode} does not give"):
+            Reranker.from_pretrained(str(tiny_model), decode=decode, reading=Rounds())
+    with pytest.raises(UserError, match="leave self_consistency out"):
+        Reranker.from_pretrained(str(tiny_model), reading=Rounds(), self_consistency=2)
+    with pytest.raises(UserError, match="top_k"):
+        open_reading(top_k=5, rounds=2)
+    assert open_reading(8, 4, 50) == SlidingWindow(8, 4, 50)
+    assert open_reading(8, 4, 50, rounds=2) == Rounds(8, 50, 2)
+
+
+@pytest.mark.parametrize(("window", "depth", "rounds"), [(1, 10, 1), (5, 0, 1), (5, 5, 0), (5, 5, 10**6)])
+def test_rounds_that_make_no_sense_are_refused(window: int, depth: int, rounds: int) -> None:
+    with pytest.raises(UserError, match=r"window|rounds is"):
+        Rounds(window, depth, rounds)
