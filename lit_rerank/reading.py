@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, exp, inf, log
+from math import ceil, exp, inf
 from statistics import fmean
 
 from data_modules.records import Passage, RankingRecord, Window
@@ -132,12 +132,11 @@ class SlidingWindow:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How a list is read in windows dealt at random, several times over, and ordered by the mean of all answers.
+    """How a list is read in windows dealt at random, several times over, and ordered by what explains all answers.
 
     No window waits for another: those of all lists and rounds are batched together. The decoder is one that scores all
-    passages of a window (`First`). A passage's score in a window is log p of being the first choice, and the log of how
-    many passages there are: 0 for one that is chosen as often as by chance, however large the window. What a model
-    prefers because of where a passage stands, or beside which others, cancels out as rounds are added.
+    passages of a window (`First`); see `strengths` for what becomes of the scores. What a model prefers for
+    where a passage stands cancels out as rounds are added.
 
     Attributes:
         window: most passages in one prompt; the windows of a list are of the same size, or differ by one.
@@ -182,7 +181,7 @@ class Rounds:
         windows = [Window.of(record, shown) for record, hands in zip(records, dealt, strict=True) for shown in hands]
         answers = iter(decode(windows, [1] * len(windows)))
         return [
-            _by_mean_score(record, hands, [next(answers) for _ in hands])
+            _by_strength(record, hands, [next(answers) for _ in hands])
             for record, hands in zip(records, dealt, strict=True)
         ]
 
@@ -201,16 +200,38 @@ def open_reading(
     return Rounds(window, depth, rounds)
 
 
-def _by_mean_score(record: RankingRecord, dealt: Sequence[tuple[int, ...]], decoded: Sequence[Decoded]) -> Ranking:
-    scores: dict[int, list[float]] = defaultdict(list)
-    logps: dict[int, list[float]] = defaultdict(list)
-    for shown, answer in zip(dealt, decoded, strict=True):
-        assert answer.logps is not None  # see `reranker.fit`
-        for identifier, logp in zip(answer.permutation, answer.logps, strict=True):
-            index = shown[identifier - 1]
-            logps[index].append(logp)
-            scores[index].append(logp + log(len(shown)))
-    order = sorted(scores, key=lambda index: (-fmean(scores[index]), index))
+def _by_strength(record: RankingRecord, dealt: Sequence[tuple[int, ...]], decoded: Sequence[Decoded]) -> Ranking:
+    """The candidates by the strength that explains all answers best."""
+    readings = [
+        (shown[identifier - 1], window, logp)
+        for window, (shown, answer) in enumerate(zip(dealt, decoded, strict=True))
+        for identifier, logp in zip(answer.permutation, answer.logps or (), strict=True)
+    ]
+    found = strengths(readings, len(dealt))
+    order = sorted(found, key=lambda index: (-found[index], index))
     below = range(len(order), len(record.passages))
+    logps: dict[int, list[float]] = defaultdict(list)
+    for index, _, logp in readings:
+        logps[index].append(logp)
     probabilities = [exp(fmean(logps[index])) for index in order] + [0.0] * len(below)
     return Ranking(record, (*order, *below), tuple(decoded), tuple(dealt), tuple(probabilities))
+
+
+def strengths(readings: Sequence[tuple[int, int, float]], windows: int) -> dict[int, float]:
+    """Each passage's strength s, where log p of being chosen in a window is s - c, with c the window's own.
+
+    So a passage does not pay for strong company (Luce 1959: c = log sum exp s). Least squares; of solutions that are as
+    good, the one nearest 0: what windows share no passages to compare by is taken to be alike.
+
+    Args:
+        readings: (passage, window, log p) each.
+    """
+    import numpy as np
+
+    passages = sorted({passage for passage, _, _ in readings})
+    column = {passage: number for number, passage in enumerate(passages)}
+    design = np.zeros((len(readings), len(passages) + windows))
+    for row, (passage, window, _) in enumerate(readings):
+        design[row, column[passage]], design[row, len(passages) + window] = 1.0, -1.0
+    solved, *_ = np.linalg.lstsq(design, np.array([logp for _, _, logp in readings]), rcond=None)
+    return {passage: float(solved[number]) for passage, number in column.items()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import exp, log
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.decoder import Decoded
 from lit_rerank.errors import UserError
-from lit_rerank.reading import Rounds, SlidingWindow, open_reading
+from lit_rerank.reading import Rounds, SlidingWindow, open_reading, strengths
 from lit_rerank.reranker import Reranker
 from lit_rerank.settings import RerankSettings
 
@@ -141,27 +142,50 @@ def test_every_round_deals_each_passage_once_into_windows_of_one_size(
         assert dealt[:a_round] != dealt[a_round : 2 * a_round]
 
 
-def test_a_place_is_by_the_mean_score_over_all_windows() -> None:
+def test_strengths_are_those_that_the_answers_were_made_of() -> None:
+    """With answers as Luce's axiom has them, company does not matter, and the order is the true one."""
     records = [numbered("a", [5, 3, 1, 2, 4, 6, 0]), numbered("b", [1, 0])]
     reading = Rounds(window=3, depth=6, rounds=5)
     rankings = reading.rerank(records, by_number_of_all)
-    for record, ranking in zip(records, rankings, strict=True):
-        scores: dict[int, list[float]] = {}
-        for hand in reading.deal(record):
-            numbers = [int(record.passages[i].text) for i in hand]
-            for i, number in zip(hand, numbers, strict=True):
-                logp = -number - log(sum(exp(-other) for other in numbers))
-                scores.setdefault(i, []).append(logp - log(1 / len(hand)))
-        means = {i: sum(values) / 5 for i, values in scores.items()}
-        expected = sorted(means, key=lambda i: -means[i])
-        assert ranking.order == (*expected, *range(len(expected), len(record.passages)))
+    assert [[int(passage.text) for passage in ranking.passages] for ranking in rankings] == [
+        [1, 2, 3, 4, 5, 6, 0],  # the last is below the depth
+        [0, 1],
+    ]
+    assert rankings[0].probabilities[6] == 0
+    for ranking in rankings:
         assert [score for _, score in ranking.run] == sorted((score for _, score in ranking.run), reverse=True)
-    assert rankings[0].probabilities[6] == 0  # below the depth
+        numbers = {i: int(passage.text) for i, passage in enumerate(ranking.record.passages)}
+        readings = [
+            (i, window, -numbers[i] - log(sum(exp(-numbers[j]) for j in shown)))
+            for window, shown in enumerate(ranking.shown)
+            for i in shown
+        ]
+        found = strengths(readings, len(ranking.shown))
+        assert all(found[i] - found[0] == pytest.approx(numbers[0] - numbers[i]) for i in found)
+
+
+def test_strengths_are_least_squares() -> None:
+    """Against alternating means, each the best while the others stay as they are."""
+    draw = random.Random(0)
+    windows = [draw.sample(range(6), 3) for _ in range(8)]
+    readings = [(i, window, draw.gauss(-1, 1)) for window, shown in enumerate(windows) for i in shown]
+    s, c = dict.fromkeys(range(6), 0.0), dict.fromkeys(range(8), 0.0)
+    for _ in range(2000):
+        for window in c:
+            c[window] = fmean(s[i] - logp for i, w, logp in readings if w == window)
+        for passage in s:
+            s[passage] = fmean(logp + c[w] for i, w, logp in readings if i == passage)
+    found = strengths(readings, 8)
+    assert all(found[i] - found[0] == pytest.approx(s[i] - s[0], abs=1e-6) for i in found)
 
 
 def test_one_that_stands_alone_is_as_good_as_chance() -> None:
-    (ranking,) = Rounds(window=2, rounds=40).rerank([numbered("q", [0, 2, 4])], by_number_of_all)
-    assert [passage.text for passage in ranking.passages] == ["0", "2", "4"]
+    (ranking,) = Rounds(window=2, rounds=1).rerank(
+        [numbered("q", [0, 9, 5])],
+        lambda ws, ks: [Decoded((1,), (0.0,)) if len(w) == 1 else Decoded((1, 2), (log(0.9), log(0.1))) for w in ws],
+    )
+    alone = next(shown[0] for shown in ranking.shown if len(shown) == 1)
+    assert ranking.order[1] == alone
 
 
 def test_rounds_read_a_model_through_the_interface(tiny_model: Path) -> None:
@@ -169,12 +193,12 @@ def test_rounds_read_a_model_through_the_interface(tiny_model: Path) -> None:
     reading = Rounds(window=4, depth=8, rounds=2)
     reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
     record = RankingRecord("query", "fleas", tuple(Passage(str(i), text) for i, text in enumerate(texts)))
-    scores = [0.0] * 8
-    for hand in reading.deal(record):
+    readings = []
+    for window, hand in enumerate(reading.deal(record)):
         (decoded,) = reranker.decoder([Window.of(record, hand)])
-        for identifier, logp in zip(decoded.permutation, decoded.logps or (), strict=True):
-            scores[hand[identifier - 1]] += logp / 2
-    expected = [*sorted(range(8), key=lambda i: -scores[i]), 8]
+        readings += [(hand[i - 1], window, p) for i, p in zip(decoded.permutation, decoded.logps or (), strict=True)]
+    found = strengths(readings, 4)
+    expected = [*sorted(range(8), key=lambda i: -found[i]), 8]
     assert [int(passage.docid) for passage in reranker.rank("fleas", texts)] == expected
 
 
