@@ -44,7 +44,13 @@ JUDGED = (
     "--trainer.val_check_interval=150",
     "--trainer.check_val_every_n_epoch=null",
 )
-CORES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4")
+CORES = (
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.strategy=ddp",
+    "--trainer.num_sanity_val_steps=0",  # sixteen lists, reranked before the first step
+    "--data.init_args.batch_size=4",
+)
 
 
 @dataclass(frozen=True)

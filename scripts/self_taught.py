@@ -6,6 +6,7 @@ al. 2022): a listwise model learns from these windows what the same model knows 
 """
 
 import argparse
+import copy
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,18 +53,21 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--passages", type=Path, required=True, help="JSONL of docid and text")
     parser.add_argument("--out", type=Path, required=True, help="folder; questions that are there are kept")
-    parser.add_argument("--windows", type=int, default=4000)
+    parser.add_argument("--questions", type=int, default=4000, help="passages to ask about")
+    parser.add_argument("--windows", type=int, default=1000, help="questions whose passages are ordered")
     parser.add_argument("--size", type=int, default=8, help="passages in a window")
     args = parser.parse_args()
-    make(args.model, args.passages, args.out, args.windows, args.size)
+    make(args.model, args.passages, args.out, args.questions, args.windows, args.size)
 
 
-def make(model: str, passages: Path, out: Path, windows: int, size: int = 8, answers: int = 640) -> None:
+def make(
+    model: str, passages: Path, out: Path, asked_about: int, windows: int, size: int = 8, answers: int = 640
+) -> None:
     """Write a collection of questions, answers.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there."""
     out.mkdir(parents=True, exist_ok=True)
     collection = unlike(passages)
     if not (path := out / "queries.jsonl.gz").exists():
-        write_rows(asked(model, collection, windows), path)
+        write_rows(asked(model, collection, asked_about), path)
     questions = dict(QueriesSource(path))
     if not (path := out / "docs.jsonl.gz").exists():
         write_rows(({"docid": d.docid, "text": d.text} for d in collection.documents.values()), path)
@@ -72,7 +76,8 @@ def make(model: str, passages: Path, out: Path, windows: int, size: int = 8, ans
     if not (path := out / "answers.jsonl.gz").exists():
         write_rows(answered(model, list(questions.values())[:: max(1, len(questions) // answers)][:answers]), path)
     if not (path := out / "windows.jsonl.gz").exists():
-        write_jsonl(ordered(model, searched(questions, collection, size), size), path)
+        some = random.Random(0).sample(list(questions), min(windows, len(questions)))
+        write_jsonl(ordered(model, searched({qid: questions[qid] for qid in some}, collection, size), size), path)
 
 
 def unlike(passages: Path) -> Collection:
@@ -95,7 +100,7 @@ def asked(model: str, collection: Collection, wanted: int) -> list[dict[str, str
     """A question, as people type them, about each of `wanted` passages; its qid is the passage's docid."""
     chosen = random.Random(0).sample(list(collection.documents.values()), min(wanted, len(collection.documents)))
     chosen.sort(key=lambda document: len(document.text))  # little padding
-    written = continued(model, [prompt(document.text) for document in chosen], "questions", QUESTION_TOKENS)
+    written = continued(model, [prompt(d.text) for d in chosen], "questions", QUESTION_TOKENS, after=shots())
     questions = zip(chosen, map(cleaned, written), strict=True)
     return [{"qid": document.docid, "query": question} for document, question in questions if question]
 
@@ -112,10 +117,10 @@ def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def continued(model: str, prompts: Sequence[str], what: str, length: int, **how: Any) -> list[str]:
-    """What the model writes after each prompt, greedily by default."""
+def continued(model: str, prompts: Sequence[str], what: str, length: int, after: str = "", **how: Any) -> list[str]:
+    """What the model writes after each prompt, greedily by default; what all come `after` is read once."""
     import torch
-    from transformers import GenerationConfig, set_seed
+    from transformers import DynamicCache, GenerationConfig, set_seed
 
     set_seed(0)
     loaded: Any = load_for_inference(model, dtype=dtype())
@@ -123,20 +128,36 @@ def continued(model: str, prompts: Sequence[str], what: str, length: int, **how:
     tokenizer.padding_side = "left"
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GenerationConfig(max_new_tokens=length, **({"do_sample": False} | how), **ends)
+
+    def read(texts: Sequence[str]) -> Any:
+        return tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
+
     written: list[str] = []
     with progress_bar(what, len(prompts)) as advance, torch.inference_mode():
+        before, cache = (read([after]), DynamicCache()) if after else ({}, None)
+        if after:
+            loaded(**before, past_key_values=cache)
         for some in batched(prompts):
-            read = tokenizer(list(some), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
-            ids = loaded.generate(**read, generation_config=config)[:, read["input_ids"].shape[1] :]
-            written += tokenizer.batch_decode(ids, skip_special_tokens=True)
+            asked, known = read(some), copy.deepcopy(cache)
+            if known is not None:
+                known.batch_repeat_interleave(len(some))
+                asked = {name: torch.cat([before[name].expand(len(some), -1), asked[name]], dim=1) for name in before}
+            ids = loaded.generate(**asked, past_key_values=known, generation_config=config)
+            written += tokenizer.batch_decode(ids[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
             advance(len(some))
     return written
 
 
+def shots() -> str:
+    """Passages with their questions, and the beginning of another; cut where tokens are the same as of the whole."""
+    return (
+        "".join(f"Passage: {passage}\nQuestion: {question}\n\n" for passage, question in EXAMPLES.items()) + "Passage:"
+    )
+
+
 def prompt(text: str) -> str:
-    """Passages with their questions, and one whose question is missing."""
-    shown = " ".join(text.split()[:SHOWN_WORDS])
-    return "".join(f"Passage: {p}\nQuestion: {q}\n\n" for p, q in EXAMPLES.items()) + f"Passage: {shown}\nQuestion:"
+    """A passage whose question is missing, to come after `shots`."""
+    return f" {' '.join(text.split()[:SHOWN_WORDS])}\nQuestion:"
 
 
 def cleaned(answer: str) -> str:

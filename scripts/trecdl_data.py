@@ -48,7 +48,7 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     """Write the files that the recipes read; train.jsonl.gz is the last."""
     out.mkdir(parents=True, exist_ok=True)
     write_rows(documents(data, lists), out / "passages.jsonl.gz")
-    self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED)
+    self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED, DRAWN["self_taught"])
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
         "asked": JudgedSource(str(out / "self_taught"), DRAWN["asked"], 2, 6, Negatives(near=0.25, siblings=0.0)),

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("self_taught")
     rows = [{"docid": str(i), "text": text} for i, text in enumerate([*PASSAGES, PASSAGES[0]])]
     (folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    self_taught.make(MODEL, folder / "passages.jsonl", folder / "out", windows=10, size=3, answers=2)
+    self_taught.make(MODEL, folder / "passages.jsonl", folder / "out", asked_about=10, windows=10, size=3, answers=2)
     return folder / "out"
 
 
@@ -74,8 +74,15 @@ def test_an_answer_ends_with_a_sentence() -> None:
 
 def test_what_is_there_is_kept(made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    self_taught.make(MODEL, made.parent / "passages.jsonl", made, windows=10, size=3, answers=2)
+    self_taught.make(MODEL, made.parent / "passages.jsonl", made, asked_about=10, windows=10, size=3, answers=2)
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+
+
+def test_what_all_prompts_come_after_is_read_once_and_changes_nothing() -> None:
+    prompts = [self_taught.prompt(text) for text in PASSAGES]
+    whole = [self_taught.shots() + prompt for prompt in prompts]
+    expected = self_taught.continued(MODEL, whole, "questions", 8)
+    assert self_taught.continued(MODEL, prompts, "questions", 8, after=self_taught.shots()) == expected
 
 
 @pytest.mark.parametrize(
