@@ -26,7 +26,7 @@ from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.metrics import TrecMetrics
-from lit_rerank.reading import SlidingWindow
+from lit_rerank.reading import Reading, Rounds, SlidingWindow
 from tests.tiny import record
 from tests.training import command, figures, train_in, write_data
 
@@ -171,21 +171,23 @@ def test_validate_and_test_measure_an_adapter_and_a_checkpoint(
     assert (trained / "config.yaml").read_text() == config
 
 
-@pytest.mark.parametrize("decode", ["chain", "first", "likelihood", "generate"])
-def test_test_ranks_as_it_is_told(folder: Path, tiny_model: Path, trained: Path, decode: Any) -> None:
+SLIDING = SlidingWindow(3, 2, 100, top_k=2)
+
+
+@pytest.mark.parametrize(
+    ("decode", "reading"),
+    [("chain", SLIDING), ("first", SLIDING), ("likelihood", SLIDING), ("generate", SLIDING), ("first", Rounds(3))],
+)
+def test_test_ranks_as_it_is_told(folder: Path, tiny_model: Path, trained: Path, decode: Any, reading: Reading) -> None:
     """The same figures as from the Python API."""
-    told = (f"--model.init_args.reranking.decode={decode}", "--model.init_args.reranking.top_k=2")
-    sliding = ("--model.init_args.reranking.window=3", "--model.init_args.reranking.stride=2")
-    start, run = "--model.init_args.backbone.adapter=trained/adapter", f"test-{decode}"
+    settings = {"decode": decode, **{name: getattr(reading, name) for name in reading.__dataclass_fields__}}
+    told = (f"--model.init_args.reranking.{name}={value}" for name, value in settings.items())
+    start, run = "--model.init_args.backbone.adapter=trained/adapter", f"test-{decode}-{type(reading).__name__}"
     exact = "--trainer.precision=32-true"
-    words = command("sft", "lora", "permutations", run, start, exact, *told, *sliding, model=tiny_model, stage="test")
-    train_in(folder, words)
+    train_in(folder, command("sft", "lora", "permutations", run, start, exact, *told, model=tiny_model, stage="test"))
     (row,) = figures(folder / run).values()
     assert ("test/malformed_generate" in row) == (decode == "generate")
-    sliding_window = SlidingWindow(3, 2, 100, top_k=2)
-    reranker = Reranker.from_pretrained(
-        str(tiny_model), str(trained / "adapter"), decode=decode, reading=sliding_window
-    )
+    reranker = Reranker.from_pretrained(str(tiny_model), str(trained / "adapter"), decode=decode, reading=reading)
     records = list(CandidatesSource(folder / "data/val.candidates.jsonl", folder / "data/val.qrels.txt"))
     metric = TrecMetrics(("nDCG@10", "RR@10"))
     for ranking in reranker.reading.rerank(records, reranker.decoder):
