@@ -70,13 +70,11 @@ def _step(trainer: L.Trainer, module: RerankModule[Any], data: RankingDataModule
 
 
 def _evaluation(module: RerankModule[Any], batch: Any) -> dict[str, Any]:
-    """Of a batch of validation windows, or of candidate lists, of which a window is written."""
+    """Of a batch of validation windows, or of candidate lists, whose first window is written."""
     if not isinstance(batch[0], RankingRecord):
         return {"val.batch.tokens": module.objective(batch).tokens}
     record = batch[0]
-    reading = module.reranking.reading
-    size = min(len(record.passages), reading.depth, reading.window)
-    prompt = module.encoder.encode_prompt(Window.of(record, range(size)))
+    prompt = module.encoder.encode_prompt(Window.of(record, module.reranking.reading.first(record)))
     return {"candidates.prompt_tokens": len(prompt)}
 
 

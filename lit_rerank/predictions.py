@@ -120,9 +120,7 @@ class RunWriter(L.Callback):
 
 def fingerprint(module: RerankModule[Any], precision: str) -> str:
     """A hash of all that rankings depend on but the candidates: weights, prompt and windows; all processes must ask."""
-    reranking = {
-        name: getattr(module.reranking, name) for name in ("window", "stride", "depth", "top_k", "decode", "rounds")
-    }
+    reranking = (module.reranking.how, repr(module.reranking.reading))
     backbone = (identity(module.backbone.model), module.backbone.load_in_4bit, module.backbone.dtype, precision)
     digest = hashlib.blake2b(json.dumps([backbone, asdict(module.prompt), reranking]).encode(), digest_size=16)
     # Those of an adapter or a checkpoint, wherever it lay.

@@ -1,8 +1,7 @@
 """How lists that are longer than a window are read."""
 
 import random
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, exp, inf
 from statistics import fmean
@@ -25,7 +24,7 @@ class Ranking:
         decoded: the answer to each window, in the order of reading.
         shown: each window's passages, as indices into `record.passages` in the order in which the model read them.
         probabilities: of each in `order`, how probable the choice was that put it there (see `Decoded.logps`); 0 for
-            what was not reranked or read from a generated text.
+            what was not reranked or read from a generated text. In rounds: the geometric mean over all windows.
     """
 
     record: RankingRecord
@@ -104,6 +103,10 @@ class SlidingWindow:
         """How many windows a list of `n` candidates is read in."""
         return len(self.spans(n))
 
+    def first(self, record: RankingRecord) -> tuple[int, ...]:
+        """The window that is read first, as indices into the record's passages."""
+        return tuple(range(*self.spans(len(record.passages))[0]))
+
     def rerank(self, records: Sequence[RankingRecord], decode: Decode) -> list[Ranking]:
         """Rerank the candidates of every record; the windows of all records advance together."""
         orders = [list(range(len(record.passages))) for record in records]
@@ -175,6 +178,10 @@ class Rounds:
             dealt += [tuple(order[hand::hands]) for hand in range(hands)]
         return dealt
 
+    def first(self, record: RankingRecord) -> tuple[int, ...]:
+        """The window that is read first, as indices into the record's passages."""
+        return self.deal(record)[0]
+
     def rerank(self, records: Sequence[RankingRecord], decode: Decode) -> list[Ranking]:
         """Rerank the candidates of every record."""
         dealt = [self.deal(record) for record in records]
@@ -201,37 +208,35 @@ def open_reading(
 
 
 def _by_strength(record: RankingRecord, dealt: Sequence[tuple[int, ...]], decoded: Sequence[Decoded]) -> Ranking:
-    """The candidates by the strength that explains all answers best."""
-    readings = [
-        (shown[identifier - 1], window, logp)
-        for window, (shown, answer) in enumerate(zip(dealt, decoded, strict=True))
-        for identifier, logp in zip(answer.permutation, answer.logps or (), strict=True)
-    ]
-    found = strengths(readings, len(dealt))
-    order = sorted(found, key=lambda index: (-found[index], index))
+    """The candidates by the strength that explains all answers best; equals in their own order."""
+    answers: list[dict[int, float]] = []
+    for shown, answer in zip(dealt, decoded, strict=True):
+        if answer.logps is None:
+            raise UserError("rounds need the scores of all passages of a window, and this decoder gives none")
+        answers.append({shown[i - 1]: logp for i, logp in zip(answer.permutation, answer.logps, strict=True)})
+    found = strengths(answers)
+    order = sorted(found, key=lambda index: (-round(found[index], 9), index))
     below = range(len(order), len(record.passages))
-    logps: dict[int, list[float]] = defaultdict(list)
-    for index, _, logp in readings:
-        logps[index].append(logp)
-    probabilities = [exp(fmean(logps[index])) for index in order] + [0.0] * len(below)
+    probabilities = [exp(fmean(a[index] for a in answers if index in a)) for index in order] + [0.0] * len(below)
     return Ranking(record, (*order, *below), tuple(decoded), tuple(dealt), tuple(probabilities))
 
 
-def strengths(readings: Sequence[tuple[int, int, float]], windows: int) -> dict[int, float]:
-    """Each passage's strength s, where log p of being chosen in a window is s - c, with c the window's own.
+def strengths(answers: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Each passage's strength s in nats, where log p of being chosen in a window is s - c, with c the window's own.
 
-    So a passage does not pay for strong company (Luce 1959: c = log sum exp s). Least squares; of solutions that are as
-    good, the one nearest 0: what windows share no passages to compare by is taken to be alike.
+    So a passage does not pay for strong company (Luce 1959: c = log sum exp s). Least squares with each c at its best;
+    of solutions that are as good, the nearest to 0: windows that share no passages are alike in their means.
 
     Args:
-        readings: (passage, window, log p) each.
+        answers: of each window, its passages and log p.
     """
     import numpy as np
 
-    passages = sorted({passage for passage, _, _ in readings})
+    passages = sorted({passage for answer in answers for passage in answer})
     column = {passage: number for number, passage in enumerate(passages)}
-    design = np.zeros((len(readings), len(passages) + windows))
-    for row, (passage, window, _) in enumerate(readings):
-        design[row, column[passage]], design[row, len(passages) + window] = 1.0, -1.0
-    solved, *_ = np.linalg.lstsq(design, np.array([logp for _, _, logp in readings]), rcond=None)
-    return {passage: float(solved[number]) for passage, number in column.items()}
+    normal, right = np.zeros((len(passages), len(passages))), np.zeros(len(passages))
+    for answer in answers:
+        at, logps = [column[passage] for passage in answer], np.array([*answer.values()])
+        normal[np.ix_(at, at)] += np.eye(len(at)) - 1 / len(at)
+        right[at] += logps - logps.mean()
+    return dict(zip(passages, (np.linalg.pinv(normal, hermitian=True) @ right).tolist(), strict=True))

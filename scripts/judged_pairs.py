@@ -1,7 +1,7 @@
 """How often a model prefers what is relevant to what is not: pairs of judged passages, read in both orders.
 
 What is left of a ranking when windows, strides and the first stage's order are taken away; beside it, what the untaught
-model knows passage by passage (`--decode likelihood`).
+model knows passage by passage: without an adapter, pairs are read by query likelihood.
 """
 
 import argparse
@@ -26,14 +26,16 @@ RELEVANT = 2  # grades from here on, against 0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--adapter")
+    parser.add_argument("--adapter", help="without one, the model is read by query likelihood")
     parser.add_argument("--candidates", type=Path, required=True, nargs="+", help="files of first-stage lists")
     parser.add_argument("--qrels", type=Path, required=True)
     parser.add_argument("--of_each", type=int, default=2, help="pairs of each list")
     parser.add_argument("--max_passage_tokens", type=int, default=60)
     parser.add_argument("--metrics", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()
-    make_way(args.metrics)
+    if args.of_each < 1:
+        raise UserError(f"of_each is {args.of_each}; it must be at least 1")
+    make_way(str(args.metrics))
     windows = list(pairs(args.candidates, args.qrels, args.of_each))
     if not windows:
         raise UserError(f"{args.qrels}: no list holds both a passage of grade {RELEVANT} or more and one of grade 0")

@@ -23,6 +23,7 @@ from data_modules.sources.own import write_jsonl
 from lit_rerank.backbone import load_for_inference, load_tokenizer
 from lit_rerank.chat import ChatTokenizer
 from lit_rerank.cli import in_one_line
+from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import progress_bar
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1000, help="questions whose passages are ordered")
     parser.add_argument("--size", type=int, default=8, help="passages in a window")
     args = parser.parse_args()
+    if min(args.questions, args.windows) < 1 or args.size < 2:
+        raise UserError(f"questions {args.questions}, windows {args.windows}: 1 or more; size {args.size}: 2 or more")
     make(args.model, args.passages, args.out, args.questions, args.windows, args.size)
 
 
@@ -132,6 +135,11 @@ def continued(model: str, prompts: Sequence[str], what: str, length: int, after:
     def read(texts: Sequence[str]) -> Any:
         return tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
 
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    if any(ids(after) + ids(text) != ids(after + text) for text in prompts):  # by this tokenizer they grow together
+        prompts, after = [after + text for text in prompts], ""
     written: list[str] = []
     with progress_bar(what, len(prompts)) as advance, torch.inference_mode():
         before, cache = (read([after]), DynamicCache()) if after else ({}, None)
@@ -142,8 +150,8 @@ def continued(model: str, prompts: Sequence[str], what: str, length: int, after:
             if known is not None:
                 known.batch_repeat_interleave(len(some))
                 asked = {name: torch.cat([before[name].expand(len(some), -1), asked[name]], dim=1) for name in before}
-            ids = loaded.generate(**asked, past_key_values=known, generation_config=config)
-            written += tokenizer.batch_decode(ids[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers = loaded.generate(**asked, past_key_values=known, generation_config=config)
+            written += tokenizer.batch_decode(answers[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
             advance(len(some))
     return written
 

@@ -155,37 +155,46 @@ def test_strengths_are_those_that_the_answers_were_made_of() -> None:
     for ranking in rankings:
         assert [score for _, score in ranking.run] == sorted((score for _, score in ranking.run), reverse=True)
         numbers = {i: int(passage.text) for i, passage in enumerate(ranking.record.passages)}
-        readings = [
-            (i, window, -numbers[i] - log(sum(exp(-numbers[j]) for j in shown)))
-            for window, shown in enumerate(ranking.shown)
-            for i in shown
-        ]
-        found = strengths(readings, len(ranking.shown))
+        found = strengths(
+            [{i: -numbers[i] - log(sum(exp(-numbers[j]) for j in shown)) for i in shown} for shown in ranking.shown]
+        )
         assert all(found[i] - found[0] == pytest.approx(numbers[0] - numbers[i]) for i in found)
 
 
 def test_strengths_are_least_squares() -> None:
     """Against alternating means, each the best while the others stay as they are."""
     draw = random.Random(0)
-    windows = [draw.sample(range(6), 3) for _ in range(8)]
-    readings = [(i, window, draw.gauss(-1, 1)) for window, shown in enumerate(windows) for i in shown]
+    answers = [{i: draw.gauss(-1, 1) for i in draw.sample(range(6), 3)} for _ in range(8)]
     s, c = dict.fromkeys(range(6), 0.0), dict.fromkeys(range(8), 0.0)
     for _ in range(2000):
         for window in c:
-            c[window] = fmean(s[i] - logp for i, w, logp in readings if w == window)
+            c[window] = fmean(s[i] - logp for i, logp in answers[window].items())
         for passage in s:
-            s[passage] = fmean(logp + c[w] for i, w, logp in readings if i == passage)
-    found = strengths(readings, 8)
+            s[passage] = fmean(answers[w][passage] + c[w] for w in c if passage in answers[w])
+    found = strengths(answers)
     assert all(found[i] - found[0] == pytest.approx(s[i] - s[0], abs=1e-6) for i in found)
 
 
-def test_one_that_stands_alone_is_as_good_as_chance() -> None:
-    (ranking,) = Rounds(window=2, rounds=1).rerank(
-        [numbered("q", [0, 9, 5])],
-        lambda ws, ks: [Decoded((1,), (0.0,)) if len(w) == 1 else Decoded((1, 2), (log(0.9), log(0.1))) for w in ws],
-    )
-    alone = next(shown[0] for shown in ranking.shown if len(shown) == 1)
-    assert ranking.order[1] == alone
+def test_windows_that_share_nothing_are_alike_in_their_means() -> None:
+    found = strengths([{0: log(0.97), 1: log(0.01), 2: log(0.02)}, {3: log(0.5), 4: log(0.5)}, {5: 0.0}])
+    assert found[0] + found[1] + found[2] == pytest.approx(0)
+    assert [found[3], found[4], found[5]] == pytest.approx([0, 0, 0])  # as good as chance, alone or not
+
+
+def test_equals_stay_in_their_own_order() -> None:
+    def alike(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+        return [Decoded(tuple(range(1, len(w) + 1)), (-log(len(w)),) * len(w)) for w in windows]
+
+    (ranking,) = Rounds(8, 18, 2).rerank([numbered("q", range(20))], alike)
+    assert ranking.order == tuple(range(20))
+
+
+def test_a_decoder_without_scores_is_named() -> None:
+    def text_alone(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+        return [Decoded(tuple(range(1, len(window) + 1))) for window in windows]
+
+    with pytest.raises(UserError, match="this decoder gives none"):
+        Rounds().rerank([numbered("q", range(5))], text_alone)
 
 
 def test_rounds_read_a_model_through_the_interface(tiny_model: Path) -> None:
@@ -193,11 +202,11 @@ def test_rounds_read_a_model_through_the_interface(tiny_model: Path) -> None:
     reading = Rounds(window=4, depth=8, rounds=2)
     reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
     record = RankingRecord("query", "fleas", tuple(Passage(str(i), text) for i, text in enumerate(texts)))
-    readings = []
-    for window, hand in enumerate(reading.deal(record)):
+    answers = []
+    for hand in reading.deal(record):
         (decoded,) = reranker.decoder([Window.of(record, hand)])
-        readings += [(hand[i - 1], window, p) for i, p in zip(decoded.permutation, decoded.logps or (), strict=True)]
-    found = strengths(readings, 4)
+        answers.append({hand[i - 1]: p for i, p in zip(decoded.permutation, decoded.logps or (), strict=True)})
+    found = strengths(answers)
     expected = [*sorted(range(8), key=lambda i: -found[i]), 8]
     assert [int(passage.docid) for passage in reranker.rank("fleas", texts)] == expected
 

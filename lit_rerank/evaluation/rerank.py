@@ -84,8 +84,9 @@ def rerank_candidates(
         stride: how far the window moves up each time.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
-        rounds: instead of sliding: windows are dealt at random so many times over, and a passage's place is by the mean
-            of its scores as a first choice (decode first; no stride).
+        rounds: instead of sliding: each list is dealt at random into windows so many times over, and ordered by the
+            strengths that best explain all windows' first choices (decode first; stride has no part in it, top_k and
+            self_consistency are refused).
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
