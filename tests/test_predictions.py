@@ -120,6 +120,7 @@ def test_a_part_of_the_lists_makes_a_part_of_the_run(folder: Path, tiny_model: P
         (["--model.init_args.backbone.adapter=other"], (0, 1, 2, 3, 4)),
         (["--model.init_args.prompt.max_passage_tokens=3"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.window=3", "--model.init_args.reranking.stride=2"], (0, 1, 2, 3, 4)),
+        (["--model.init_args.reranking.rounds=2"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.max_batch_tokens=500", "--data.init_args.val_batch_size=2"], (3, 4)),
         (["a passage"], (1, 3, 4)),
         (["a query"], (1, 3, 4)),
