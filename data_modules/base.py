@@ -1,4 +1,4 @@
-"""What the two data modules share: sources into `datasets`, loaders, and the candidates to rerank."""
+"""What the two data modules share: settings, loaders, and the candidates to rerank."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,17 +11,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
+from data_modules.examples import Batch, Candidates, DrawnExamples
+from data_modules.loading import load, shards_of, unmixed, weights_of
 from data_modules.mixture import Mixture, check_quotas, quotas
 from data_modules.records import RankingRecord
 from data_modules.replay import Conversations, WithReplay
-from data_modules.rows import check_kind, to_record, to_row
-from data_modules.sources.base import Row, Source
+from data_modules.rows import to_record
+from data_modules.sources.base import Source
 from data_modules.sources.messages import Conversation, MessagesSource
-from data_modules.sources.mixed import MixedSource
 from data_modules.sources.shards import ShardsSource
 from data_modules.stream import UNKNOWN, Part, Passes, Stream, StreamSampler
 from data_modules.trec import check_writable
-from data_modules.windows import CHARACTERS_PER_TOKEN, Augmentation, BucketSampler, EpochSampler, generator
+from data_modules.windows import Augmentation, BucketSampler, EpochSampler, generator
 from lit_rerank.backbone import context_length, load_tokenizer
 from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.encoding import PromptSettings, WindowEncoder
@@ -133,7 +134,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         return {f"data.{name}": getattr(self, name) for name in named} | {
             **{f"data.augmentation.{name}": value for name, value in asdict(self.augmentation).items()},
             **{f"records of data.{name}": count for name, count in self._learned_from().items()},
-            "weights of data.train": getattr(self.sources["train"], "weights", None),
+            "weights of data.train": weights_of(self.sources["train"]),
             "trainer.accumulate_grad_batches": self._accumulated,
             "processes": self._place()[0],
         }
@@ -187,9 +188,9 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         for name in STAGES.get(stage, ("candidates",)):
             source = self.sources[name]
             if name not in self.records and source is not None and not (name == "train" and self.streaming):
-                self.records[name], self.sizes[name] = _load(name, source, self._kinds(name))
+                self.records[name], self.sizes[name] = load(name, source, self._kinds(name))
         if stage == "fit" and self.replay is not None and "replay" not in self.records:
-            self.records["replay"], _ = _load("replay", self.replay, self._kinds("replay"))
+            self.records["replay"], _ = load("replay", self.replay, self._kinds("replay"))
         if "candidates" in self.records:
             check_writable(map(to_record, self.records["candidates"]))
             unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
@@ -205,7 +206,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         """The folders of shards that a stage reads, and what they are read as."""
         sources = {name: self.sources[name] for name in STAGES.get(stage or "", ("candidates",))}
         for name, source in (sources | {"replay": self.replay if stage == "fit" else None}).items():
-            for part in _unmixed(source) if source else ():
+            for part in unmixed(source) if source else ():
                 if isinstance(part, ShardsSource):
                     yield name, part
 
@@ -219,7 +220,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         """How many records the source has that training streams (None: nobody knows), by its name; else nothing."""
         if not self.streaming:
             return {}
-        counts = [count for shards in _shards(self.sources["train"]) for count in shards.counts]
+        counts = [count for shards in shards_of(self.sources["train"]) for count in shards.counts]
         return {"train": None if None in counts else sum(count or 0 for count in counts)}
 
     @property
@@ -250,16 +251,27 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
 
     def _examples(self) -> Any:
         """Those of an epoch, in memory."""
-        source = self.sources["train"]
-        weights = source.weights if isinstance(source, MixedSource) else None
-        examples = _Examples(self, "train", self.augmentation.windows_per_record, weights)
+        weights = weights_of(self.sources["train"])
+        examples = self._drawn_from("train", self.augmentation.windows_per_record, weights)
         return examples if self.replay is None else WithReplay(examples, self._conversations, self.replay_share)
+
+    def _drawn_from(self, name: str, per_record: int, weights: Sequence[float] | None = None) -> DrawnExamples:
+        """Those that are drawn from a source in memory."""
+        if name not in self.records:
+            raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
+        mixture = Mixture(self.sizes[name], weights, self.seed)
+        check_quotas(mixture.quotas, weights)
+        return DrawnExamples(self.records[name], mixture, per_record, self.example, self.window_length)
+
+    def _lists(self) -> Candidates:
+        if "candidates" not in self.records:
+            raise UserError("data.init_args.candidates is not set: there is nothing to rerank")
+        return Candidates(self.records["candidates"])
 
     def _stream(self, processes: int, rank: int) -> Stream:
         """The batches of one process, read while they are used."""
         source, per_record = self.sources["train"], self.augmentation.windows_per_record
-        shards = _shards(source)
-        weights = source.weights if isinstance(source, MixedSource) else None
+        shards, weights = shards_of(source), weights_of(source)
         sizes = [sum(count or 0 for count in part.counts) for part in shards]
         known = all(part.manifest is not None for part in shards)
         if known:
@@ -286,7 +298,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
                 f"{unknown} has no manifest.json, so nobody knows how long an epoch is: set trainer.max_steps, or "
                 "prepare it with python -m data_modules.prepare"
             )
-        if len(shards) > 1 and not getattr(self.sources["train"], "weights", None):
+        if len(shards) > 1 and not weights_of(self.sources["train"]):
             raise UserError(
                 f"{unknown} has no manifest.json, so nobody knows its share: set the weights of MixedSource"
             )
@@ -303,14 +315,14 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         return Conversations(self.records["replay"], ConversationEncoder(self.encoder), skip, self.seed)
 
     def val_dataloader(self) -> list[Any]:
-        loaders = [self._plain_loader(_Examples(self, "val", 1))] if "val" in self.records else []
-        return loaders + ([self._plain_loader(_Candidates(self))] if "candidates" in self.records else [])
+        loaders = [self._plain_loader(self._drawn_from("val", 1))] if "val" in self.records else []
+        return loaders + ([self._plain_loader(self._lists())] if "candidates" in self.records else [])
 
     def test_dataloader(self) -> Any:
-        return self._plain_loader(_Candidates(self))
+        return self._plain_loader(self._lists())
 
     def predict_dataloader(self) -> Any:
-        lists = _Candidates(self)
+        lists = self._lists()
         if self.unranked is not None:
             # Where all are ranked, one is once more: of a loop without batches, Lightning tells nobody the end.
             lists.rows = lists.rows.select(self.unranked(map(to_record, lists.rows)) or [0])
@@ -342,140 +354,3 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             "worker_init_fn": outlive_sigterm,
             "generator": torch.Generator().manual_seed(self.seed),  # training's own random numbers stay untouched
         }
-
-
-class Batch(Generic[Example]):
-    """Examples of one step. On purpose no list: some precisions (bf16-true, DeepSpeed's) cast what lists hold.
-
-    Lightning looks for tensors in every collection, and stops with an error at frozen dataclasses.
-    """
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = list(examples)
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Batch | list) else NotImplemented
-
-
-class _Examples(Dataset[Any]):
-    """The examples drawn from one source, by (epoch, index)."""
-
-    def __init__(
-        self, module: RankingDataModule[Any], name: str, per_record: int, weights: Sequence[float] | None = None
-    ) -> None:
-        if name not in module.records:
-            raise UserError(f"data.init_args.{name} is not set: there is nothing to {name} on")
-        self.module, self.rows, self.per_record = module, module.records[name], per_record
-        self.mixture = Mixture(module.sizes[name], weights, module.seed)
-        check_quotas(self.mixture.quotas, weights)
-        self.sizes = _sizes(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.mixture) * self.per_record
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        number, done, index = self._drawn(key)
-        return self.module.example(self.rows[number], done, index)
-
-    def _drawn(self, key: tuple[int, int]) -> tuple[int, int, int]:
-        """The record's number, and by which (pass, index) its window is drawn."""
-        epoch, index = key
-        done, number = self.mixture.record(epoch, index // self.per_record)
-        return number, done, number * self.per_record + index % self.per_record
-
-    def length(self, key: tuple[int, int]) -> int:
-        number, done, index = self._drawn(key)
-        if self.sizes is None:
-            pair = self.rows[number]
-            return sum(len(pair[part]) for part in ("prompt", "chosen", "rejected")) // CHARACTERS_PER_TOKEN
-        return self.module.window_length(self.sizes[number], done, index)
-
-
-def _sizes(rows: "datasets.Dataset") -> list[int] | None:
-    """How many passages each record has, without reading them; None of ready-made pairs."""
-    import pyarrow.compute as pc
-
-    if "passages" not in rows.column_names:
-        return None
-    sizes: list[int] = pc.list_value_length(rows.data.column("passages")).to_pylist()
-    return sizes
-
-
-class _Candidates(Dataset[RankingRecord]):
-    """Candidate lists, whole."""
-
-    def __init__(self, module: RankingDataModule[Any]) -> None:
-        if "candidates" not in module.records:
-            raise UserError("data.init_args.candidates is not set: there is nothing to rerank")
-        self.rows = module.records["candidates"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> RankingRecord:
-        return to_record(self.rows[key[1]])
-
-
-def _parts(source: Source) -> Sequence[Source]:
-    """What is mixed, or the source itself."""
-    return source.sources if isinstance(source, MixedSource) else [source]
-
-
-def _unmixed(source: Source) -> Iterator[Source]:
-    """What is mixed, however deep, or the source itself."""
-    if not isinstance(source, MixedSource):
-        yield source
-        return
-    for part in source.sources:
-        yield from _unmixed(part)
-
-
-def _load(name: str, source: Source, kinds: Sequence[type]) -> tuple["datasets.Dataset", list[int]]:
-    """A source's records as an Arrow table, and how many each part of it has; what was left out is reported."""
-    import datasets
-
-    rows: list[Row] = []
-    sizes: list[int] = []
-    for part in _parts(source):
-        rows += _rows(name, part, kinds)
-        sizes.append(len(rows) - sum(sizes))
-        if part.skipped:
-            rank_zero_info(f"{name}: {len(part.skipped)} lines skipped, the first: {part.skipped[0]}")
-    source.skipped = [line for part in _parts(source) for line in part.skipped]
-    if not rows:
-        raise UserError(f"data.init_args.{name}: the source holds no record")
-    if 0 in sizes and getattr(source, "weights", None):
-        raise UserError(f"data.init_args.{name}: source {sizes.index(0) + 1} of the mixture holds no record")
-    return datasets.Dataset.from_list(rows), sizes
-
-
-def _rows(name: str, source: Source, kinds: Sequence[type]) -> Iterator[Row]:
-    """A source's records as rows, or a UserError where one is of none of these kinds."""
-    for record in source:
-        try:
-            check_kind(type(record), kinds)
-        except UserError as error:
-            raise UserError(f"data.init_args.{name}: {error}") from None
-        yield to_row(record)
-
-
-def _shards(source: Source | None) -> list[ShardsSource]:
-    """A source's parts, which are to be streamed."""
-    if source is None:
-        raise UserError("data.init_args.train is not set: there is nothing to train on")
-    parts = [part for part in _parts(source) if isinstance(part, ShardsSource)]
-    if len(parts) < len(_parts(source)):
-        raise UserError(
-            "data.streaming reads shards: set data.init_args.train to data_modules.sources.ShardsSource (or a "
-            "MixedSource of them), with the folder that python -m data_modules.prepare makes of your source"
-        )
-    return parts

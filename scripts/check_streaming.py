@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 from data_modules import PermutationDataModule
-from data_modules.base import Batch
+from data_modules.examples import Batch
 from data_modules.prepare import prepare
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources import ShardsSource
