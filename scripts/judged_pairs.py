@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path, required=True, nargs="+", help="files of first-stage lists")
     parser.add_argument("--qrels", type=Path, required=True)
     parser.add_argument("--of_each", type=int, default=2, help="pairs of each list")
-    parser.add_argument("--max_passage_tokens", type=int, default=60)
+    parser.add_argument("--max_passage_tokens", type=int, help="by default as the adapter was trained")
     parser.add_argument("--metrics", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()
     if args.of_each < 1:

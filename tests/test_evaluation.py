@@ -10,8 +10,11 @@ from typing import Any
 import ir_measures
 import pytest
 
+from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run
 from lit_rerank.cli import evaluate
+from lit_rerank.reading import Rounds
+from lit_rerank.reranker import Reranker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -224,3 +227,16 @@ def test_ways_to_decode(tmp_path: Path, tiny_model: Path, options: list[str]) ->
         scores = [score for _, score in ranking]
         assert [int(score) for score in scores] == [5, 4, 3, 2, 1, 0]
         assert any(score % 1 for score in scores) == ("generate" not in options)
+
+
+def test_lists_are_read_in_rounds(tmp_path: Path, tiny_model: Path) -> None:
+    candidates = write_candidates(tmp_path / "c.jsonl")
+    metrics = rerank(tmp_path, tiny_model, candidates, "--window", "4", "--depth", "5", "--rounds", "3")
+    assert metrics["windows"] == 2 * 3 * 2  # lists, rounds, windows of a round
+    reading = Rounds(window=4, depth=5, rounds=3)
+    reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
+    expected = reading.rerank(list(open_candidates(str(candidates))), reranker.decoder)
+    run = read_run(tmp_path / "out" / "run.txt")
+    assert {qid: [docid for docid, _ in ranking] for qid, ranking in run.items()} == {
+        ranking.record.qid: [passage.docid for passage in ranking.passages] for ranking in expected
+    }

@@ -99,6 +99,17 @@ def test_retention_is_chosen_by_name(files: Path, tiny_model: Path, tmp_path: Pa
         sweep(files, tiny_model, tmp_path / "w", "--limit", "4", "--scales", "1", "--retention", "wisdom")
 
 
+def test_lists_are_read_in_rounds(files: Path, tiny_model: Path, tmp_path: Path) -> None:
+    sweep(files, tiny_model, tmp_path / "o", "--limit", "4", "--scales", "1", "--rounds", "2")
+    lists = ["--candidates", str(files / "lists.jsonl"), "--window", "4", "--rounds", "2"]
+    model = ["--model", str(tiny_model), "--adapter", str(files / "adapter")]
+    evaluate(["rerank", *model, *lists, "--run", str(tmp_path / "run.txt"), "--metrics", str(tmp_path / "m.json")])
+    ours, expected = read_run(tmp_path / "o" / "scale=1.run.txt"), read_run(tmp_path / "run.txt")
+    assert {q: [d for d, _ in r] for q, r in ours.items()} == {q: [d for d, _ in r] for q, r in expected.items()}
+    sweep(files, tiny_model, tmp_path / "slid", "--limit", "4", "--scales", "1")
+    assert read_run(tmp_path / "slid" / "scale=1.run.txt") != ours
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
