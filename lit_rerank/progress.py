@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+from lit_rerank.evaluation.report import clock
 
 
 def progress(every: float = 30.0) -> ProgressBar:
@@ -82,14 +83,10 @@ class ProgressLines(ProgressBar):
         figures = _figures(self.get_metrics(trainer, pl_module))
         print(
             f"{what}epoch {trainer.current_epoch + 1}, step {step}/{self._steps:.0f}, "
-            f"{_clock(seconds)} elapsed, {_clock(left)} left, {figures}",
+            f"{clock(seconds)} elapsed, {clock(left)} left, {figures}",
             flush=True,
         )
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name != "v_num")
-
-
-def _clock(seconds: float | None) -> str:
-    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lit_rerank.evaluation.report import progress_bar
 from lit_rerank.progress import ProgressLines, RunProgressBar, progress
 from tests.training import command, train_in, write_data
 
@@ -79,3 +80,22 @@ def test_a_terminal_gets_bars_with_the_time_left_of_the_whole_run(
     trainer.fit(BoringModel())
     assert re.search(r"Run \(steps\).*32/32.*\d:\d\d:\d\d • \d:\d\d:\d\d", shown.getvalue())
     assert "Epoch 1/1" in shown.getvalue()
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 5), (3600.0, 1)])
+def test_measuring_says_how_far_it_is(capsys: pytest.CaptureFixture[str], every: float, lines: int) -> None:
+    with progress_bar("windows", 8, every) as advance:
+        for _ in range(4):
+            advance(2)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^windows \d/8, 0:00:00 elapsed, 0:00:00 left$", said, re.MULTILINE)) == lines
+    assert said.splitlines()[-1].startswith("windows 8/8, ")
+    assert "━━" not in said
+
+
+def test_measuring_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with progress_bar("windows", 8) as advance:
+        advance(8)
+    assert re.search("windows.*━━.*8/8", terminal.getvalue())
