@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -44,6 +45,14 @@ JUDGED = (
     "--trainer.val_check_interval=150",
     "--trainer.check_val_every_n_epoch=null",
 )
+BY_HEART = (
+    *JUDGED,
+    "--trainer.max_steps=60",
+    "--trainer.val_check_interval=60",
+    "--data.init_args.augmentation.min_size=6",
+    "--data.init_args.augmentation.max_size=6",
+)
+LAST = 10  # steps, over which losses are averaged
 CORES = (
     "--trainer.accelerator=cpu",
     "--trainer.devices=2",
@@ -78,12 +87,14 @@ class Row:
         training: whose adapter is measured; None: the model as it is.
         decode: how it ranks.
         depths: how much of a list it ranks.
+        asked: whether it is asked what it still knows.
     """
 
     title: str
     training: str | None
     decode: str
     depths: tuple[int, ...] = DEPTHS
+    asked: bool = True
 
     @property
     def adapter(self) -> Path | None:
@@ -104,10 +115,11 @@ TRAININGS = {
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
     "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
+    "by_heart": Training("trecdl.sft", "chain", BY_HEART, "few"),
 }
 ROWS = {
     "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
-    "likelihood": Row("untuned, query likelihood", None, "likelihood"),
+    "likelihood": Row("untuned, query likelihood", None, "likelihood", asked=False),
     "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
     "chain": Row("chain SFT", "chain", "chain"),
     "dpo": Row("chain SFT + DPO", "dpo", "chain"),
@@ -115,6 +127,8 @@ ROWS = {
     "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
     # What the model and its format can hold: it has learned the judgements that it is measured by.
     "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
+    # Whether so few lists can be learned at all: its choice loss tells, no measurement.
+    "by_heart": Row("chain SFT, 60 steps more of 16 lists", "by_heart", "chain", depths=(), asked=False),
 }
 
 
@@ -171,8 +185,9 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
     for first_stage in LISTS:
         for depth in row.depths:
             rank(row.adapter, row.decode, first_stage, depth, lists, folder)
-    if row.decode != "likelihood":
+    if row.asked:
         ask(row.adapter, mmlu, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "complete").touch()
 
 
@@ -222,13 +237,12 @@ def summarise(lists: Path) -> None:
         for first_stage in LISTS
         for depth in DEPTHS
     }
-    kept = {
-        name: read(RUNS / "measured" / name / "mmlu.json") for name in measured if ROWS[name].decode != "likelihood"
-    }
+    kept = {name: read(RUNS / "measured" / name / "mmlu.json") for name in measured if ROWS[name].asked}
     trained = {name: cost(RUNS / name) for name in TRAININGS if (RUNS / name / "complete").exists()}
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (RUNS / "summary.md").write_text(f"{table(measured, compared, kept)}\n{differences(compared)}")
+    tables = [table(measured, compared, kept), differences(compared), trainings(trained)]
+    (RUNS / "summary.md").write_text("\n".join(tables))
     draw_trade_off(measured, compared, kept)
     draw_curves(trained)
     print(f"\n{(RUNS / 'summary.md').read_text()}\nfigures: {RUNS}/summary.json   pictures: {RUNS}/*.png")
@@ -266,11 +280,19 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
 
 
 def cost(run: Path) -> dict[str, float]:
-    """What a training took: steps, tokens that the policy has read, minutes without validation."""
+    """What a training took: steps, tokens that the policy has read, minutes without validation; and what it learned:
+    the choice loss of its first and last steps, and what guessing has there."""
     tokens = tokens_of(run)
-    own, rates = (dict(curve(run, f"train/{name}")) for name in ("tokens", "tokens_per_s"))
+    own, rates, loss, guessing = (
+        dict(curve(run, f"train/{name}")) for name in ("tokens", "tokens_per_s", "choice_loss", "no_skill")
+    )
     seconds = sum(own[step] / rates[step] for step in own)
-    return {"steps": len(tokens), "tokens": sum(tokens.values()), "minutes": round(seconds / 60, 1)}
+    took = {"steps": len(tokens), "tokens": sum(tokens.values()), "minutes": round(seconds / 60, 1)}
+    ends = {"first": sorted(loss)[:LAST], "last": sorted(loss)[-LAST:]} if loss else {}  # preferences have none
+    for part, steps in ends.items():
+        took[f"choice_loss.{part}"] = fmean(loss[step] for step in steps)
+        took[f"guessing.{part}"] = fmean(guessing[step] for step in steps)
+    return took
 
 
 def tokens_of(run: Path) -> dict[int, float]:
@@ -288,7 +310,7 @@ def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[s
     ]
     lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
     lines.append("| first stage | " + " | ".join(_mean(compared[key][key.split(".")[0]]) for key in lists) + " | | | |")
-    for name in rows:
+    for name in (row for row in rows if ROWS[row].depths):
         cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
         cells += [_kept(kept.get(name), measure) for measure in ("answer_logprob", "bits_per_byte", "acc_cloze")]
         lines.append("| " + " | ".join(cells) + " |")
@@ -307,6 +329,18 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
                     change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
                     tests = f"{found['p']:.4f} | {found['p_corrected']:.4f}"
                     lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+def trainings(trained: dict[str, dict[str, float]]) -> str:
+    """What each training took, and the choice loss of its first and last steps beside guessing's, as Markdown."""
+    lines = ["| training | steps | tokens | minutes | choice loss (guessing), at first | at last |", "|---" * 6 + "|"]
+    for name, took in trained.items():
+        losses = [
+            f"{took[f'choice_loss.{part}']:.3f} ({took[f'guessing.{part}']:.3f})" if "choice_loss.last" in took else ""
+            for part in ("first", "last")
+        ]
+        lines.append(f"| {name} | {took['steps']} | {took['tokens']:,.0f} | {took['minutes']} | {' | '.join(losses)} |")
     return "\n".join(lines) + "\n"
 
 

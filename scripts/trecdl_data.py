@@ -3,7 +3,7 @@
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
 (`scripts.self_taught`). DL 2021, on which models are measured, gives nothing to learn from but judged.jsonl.gz, for an
-upper bound.
+upper bound, and few.jsonl.gz, to be learned by heart.
 """
 
 import argparse
@@ -61,10 +61,12 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     records = {name: drawn(name, source) for name, source in sources.items()}
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
+    graded = list(judged(lists))
     files = {
         "pointing": pairs[:PAIRS],
         "pointing.val": pairs[PAIRS:],
-        "judged": list(judged(lists)),
+        "judged": graded,
+        "few": few(graded),
         "train": [record for some in records.values() for record in some],
     }
     for name, written in files.items():
@@ -89,11 +91,26 @@ def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
     return ({"docid": docid, "text": text} for docid, text in known.items())
 
 
-def judged(lists: Path, depth: int = 30) -> Iterator[RankingRecord]:
-    """The upper part of DL 2021's lists, in the order of their grades."""
+def judged(lists: Path, of_each: int = 10, size: int = 8, depth: int = 30) -> Iterator[RankingRecord]:
+    """Windows from the upper part of DL 2021's lists, in the order of their grades, as far as these tell it."""
     for first_stage in ("bm25", "splade_pp_ed"):
         path = lists / f"dl21.{first_stage}.top100.jsonl.gz"
-        yield from CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels")
+        for record in CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels"):
+            for number in range(of_each):
+                draw = random.Random(f"{first_stage}/{record.qid}/{number}")
+                window = Window.of(record, draw.sample(range(len(record.passages)), min(size, len(record.passages))))
+                relevant = sum(grade > 0 for grade in window.grades or ())
+                if 0 < relevant < len(window):
+                    name = f"{record.qid}:{first_stage}:{number}"
+                    yield RankingRecord(name, record.query, window.passages, window.permutation, relevant)
+
+
+def few(records: Iterable[RankingRecord], count: int = 16) -> list[RankingRecord]:
+    """So many, of as many queries: to be learned by heart."""
+    of_query: dict[str, RankingRecord] = {}
+    for record in records:
+        of_query.setdefault(record.query, record)
+    return list(of_query.values())[:count]
 
 
 def teachers(data: Path) -> Iterator[RankingRecord]:

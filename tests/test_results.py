@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
+from data_modules.trec import read_qrels
 from lit_rerank import Reranker
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
@@ -42,6 +43,14 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     held_out = list(JsonlSource(out / "pointing.val.jsonl.gz"))
     assert (len(pairs), len(held_out)) == (30, trecdl_data.HELD_OUT)
     assert {len(record.passages) for record in pairs + held_out} == {2}
+    grades = read_qrels(shared_data / "trec-dl" / "qrels.dl21.txt")
+    judged = list(JsonlSource(out / "judged.jsonl.gz"))
+    assert len(judged) > 500
+    for record in judged:
+        order = [grades[record.qid.partition(":")[0]].get(record.passages[i - 1].docid, 0) for i in record.permutation]
+        assert order == sorted(order, reverse=True)
+        assert sum(grade > 0 for grade in order) == record.choices < len(order)
+    assert len({record.query for record in JsonlSource(out / "few.jsonl.gz")}) == 16
     for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
         assert record.permutation == tuple(range(1, 21))
         assert len({passage.text for passage in record.passages}) == 20
@@ -141,11 +150,32 @@ def test_each_difference_has_its_line() -> None:
     ]
 
 
-def test_what_a_training_took(tmp_path: Path) -> None:
-    rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in (0, 1, 1)]  # 1 was done again
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
+    steps = [*range(20), 19]  # the last was done again
+    rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in steps]
+    learned = [{"step": step, "train/choice_loss": 1.0 - 0.02 * step, "train/no_skill": 0.9} for step in steps]
     (tmp_path / "config.yaml").write_text("trainer: {devices: '2'}")
-    assert results.cost(tmp_path) == {"steps": 2, "tokens": 2400.0, "minutes": 2.0}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + learned))
+    took = results.cost(tmp_path)
+    assert took == pytest.approx(
+        {
+            "steps": 20,
+            "tokens": 24000.0,
+            "minutes": 20.0,
+            "choice_loss.first": 0.91,
+            "choice_loss.last": 0.71,
+            "guessing.first": 0.9,
+            "guessing.last": 0.9,
+        }
+    )
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preferences = results.cost(tmp_path)
+    assert "choice_loss.last" not in preferences
+    _, _, *lines = results.trainings({"chain": took, "dpo": preferences}).splitlines()
+    assert lines == [
+        "| chain | 20 | 24,000 | 20.0 | 0.910 (0.900) | 0.710 (0.900) |",
+        "| dpo | 20 | 24,000 | 20.0 |  |  |",
+    ]
 
 
 def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
