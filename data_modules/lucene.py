@@ -195,12 +195,21 @@ def topics(name: str) -> tuple[dict[str, str], Qrels]:
         raise UserError(f"{name!r} is neither a directory with queries, nor ir_datasets:ID, nor topics of Pyserini")
     with fetching(f"topics {name!r}"):
         rows = JTopicReader.getTopicsWithStringIds(topics_mapping[name])
-        queries = {str(qid): str(rows.get(qid).get("title")) for qid in rows.keySet().toArray()}
+        queries = {str(qid): _query(name, rows.get(qid)) for qid in rows.keySet().toArray()}
     if name not in qrels_mapping:
         return queries, {}
     with fetching(f"qrels {name!r}"):
         file = get_qrels_file(name)
     return queries, read_qrels(file)
+
+
+def _query(name: str, topic: Any) -> str:
+    """What is typed of a topic, a Java map: most readers of Anserini call it the title, some the query."""
+    for field in ("title", "query"):
+        if (asked := topic.get(field)) is not None:
+            return str(asked)
+    fields = ", ".join(map(str, topic.keySet().toArray()))
+    raise UserError(f"topics {name!r} have neither title nor query, but {fields}: write the queries to a queries.tsv")
 
 
 @contextmanager

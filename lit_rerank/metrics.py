@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from data_modules.trec import in_order
 from lit_rerank.errors import UserError
 
 Run = Mapping[str, Sequence[tuple[str, float]]]
@@ -29,7 +30,7 @@ class TrecMetrics(Metric):
 
     def __init__(self, measures: Sequence[str] = ("nDCG@10",), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.measures = [parse_measure(name) for name in measures]
+        self.measures = parse_measures(measures)
         # Flat and of one type, for a process without queries contributes an empty vector of the metric's type.
         self.set_dtype(torch.float64)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
@@ -102,11 +103,19 @@ def gather(own: T) -> list[T]:
 
 
 def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """The measures of every query that has judgements."""
+    """The measures of every query that has judgements.
+
+    Equal scores are ordered as trec_eval orders them for all measures: what stands behind some of ir-measures' (RR@10)
+    would do otherwise.
+    """
     import ir_measures
 
     qrels = {qid: dict(judged) for qid, judged in qrels.items() if qid in run}
-    scored = {qid: dict(ranking) for qid, ranking in run.items() if qid in qrels}
+    scored = {
+        qid: {docid: -float(rank) for rank, (docid, _) in enumerate(in_order(ranking))}
+        for qid, ranking in run.items()
+        if qid in qrels
+    }
     found: dict[str, dict[str, float]] = {qid: {} for qid in scored}
     for metric in ir_measures.iter_calc(list(measures), qrels, scored):
         found[metric.query_id][str(metric.measure)] = metric.value
@@ -129,13 +138,26 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return (float(found.low), float(found.high))
 
 
+def parse_measures(names: Sequence[str]) -> list[Any]:
+    """Measures by their names in ir-measures, one or more."""
+    if not names:
+        raise UserError("name at least one measure")
+    return [parse_measure(name) for name in names]
+
+
 def parse_measure(name: str) -> Any:
-    """A measure by its name in ir-measures."""
+    """A measure by its name in ir-measures, which can be computed here."""
     import ir_measures
 
     try:
-        return ir_measures.parse_measure(name)
+        measure = ir_measures.parse_measure(name)
+        known = ir_measures.DefaultPipeline.supports(measure)
     except (NameError, ValueError, SyntaxError) as error:
         raise UserError(
             f"there is no measure {name!r}; ir-measures' names are such as nDCG@10, RR@10, AP(rel=2)"
         ) from error
+    except AssertionError as error:
+        raise UserError(f"measure {name!r} lacks something, or has too much: a cutoff as in nDCG@10?") from error
+    if not known:
+        raise UserError(f"measure {name!r} needs a package that ir-measures does not find here: choose another")
+    return measure

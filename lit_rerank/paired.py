@@ -6,7 +6,7 @@ so only there is a difference judged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lit_rerank.errors import UserError
 
@@ -20,6 +20,13 @@ CHOICES = 4
 ALPHA = 0.05
 
 Differences = dict[str, dict[str, Any]]
+
+
+class HasId(Protocol):
+    """A question or a document, answered or not."""
+
+    @property
+    def id(self) -> str: ...
 
 
 def above_chance(measure: str, found: "Retention") -> float:
@@ -51,15 +58,20 @@ def paired(before: "Retention", after: "Retention") -> Differences:
     Raises:
         UserError: if the two have asked different questions or read different documents.
     """
-    for what in ("questions", "documents"):
-        if [item.id for item in getattr(before, what)] != [item.id for item in getattr(after, what)]:
-            raise UserError(f"the two measurements are of different {what}: they cannot be compared")
+    check_same(before, after.questions, after.documents)
     figures = before.figures(), after.figures()
     return {
         measure: _difference(measure, before, after, *(f[measure] for f in figures))
         for measure in MEASURES
         if measure in figures[0]
     }
+
+
+def check_same(before: "Retention", questions: "Sequence[HasId]", documents: "Sequence[HasId]") -> None:
+    """Raise a UserError unless a measurement was of these questions and documents, in this order."""
+    for what, others in {"questions": questions, "documents": documents}.items():
+        if [item.id for item in getattr(before, what)] != [item.id for item in others]:
+            raise UserError(f"the two measurements are of different {what}: they cannot be compared")
 
 
 def beyond(differences: Differences, max_drop: Mapping[str, float]) -> list[str]:

@@ -97,10 +97,13 @@ class RetentionCallback(L.Callback):
         """
         if isinstance(module, RerankModule) and is_sharded(module.model):
             raise UserError("the retention callback cannot watch a model in pieces (FSDP): leave it out")
-        if trainer.is_global_zero and self.start is None:
-            self.start = self._measure(trainer, module)
-            self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
-            self._keep(trainer, module)
+        if trainer.is_global_zero:
+            first = self.start is None
+            if self.start is None:
+                self.start = self._measure(trainer, module)
+                self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
+            if first or not self._path(trainer).exists():  # of a run that was told to restore when it was resumed
+                self._keep(trainer, module)
         trainer.strategy.barrier("retention")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

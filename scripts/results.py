@@ -8,6 +8,7 @@ summary.json and summary.md.
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,10 +21,13 @@ import matplotlib as mpl
 import yaml
 
 from data_modules.sources.detect import open_candidates
-from data_modules.trec import write_run
+from data_modules.trec import read_qrels, read_run, write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.metrics import interval, parse_measures, per_query
+from lit_rerank.paired import flat, paired
+from lit_rerank.retention import Retention
 from scripts.recipes import curve, dtype, go_on, pays_to_compile
 from scripts.trecdl_data import write_data
 
@@ -37,6 +41,13 @@ SLIDING = ("--window", "8", "--stride", "4")
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 QUESTIONS = 570
+DETAILS = "mmlu.details.jsonl"
+KEPT = {
+    "answer_logprob": "answer log-likelihood",
+    "bits_per_byte": "bits a byte",
+    "acc_cloze": "MMLU cloze",
+    "acc": "MMLU letters",
+}
 SHORT = ("--trainer.max_steps=150",)
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 JUDGED = (
@@ -138,7 +149,7 @@ def main() -> None:
     for name in ("data", "lists", "cranfield", "mmlu"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
-    if not (RUNS / "data" / "train.jsonl.gz").exists():
+    if not all((RUNS / "data" / f"{training.data}.jsonl.gz").exists() for training in TRAININGS.values()):
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
     for name in args.rows or ROWS:
         row = ROWS[name]
@@ -173,6 +184,9 @@ def train(name: str, lists: Path) -> None:
     if training.start is not None:
         train(training.start, lists)
         options.append(f"--model.init_args.backbone.adapter={RUNS / training.start}/adapter")
+    for row in (row for row in ROWS if ROWS[row].training == name and (RUNS / "measured" / row).exists()):
+        print(f"{RUNS}/measured/{row} is of an earlier adapter: it is removed", flush=True)
+        shutil.rmtree(RUNS / "measured" / row)
     go_on(training.recipe, RUNS / name, *options)
 
 
@@ -185,8 +199,12 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
     for first_stage in LISTS:
         for depth in row.depths:
             rank(row.adapter, row.decode, first_stage, depth, lists, folder)
-    if row.asked:
-        ask(row.adapter, mmlu, folder)
+    if row.asked and row.adapter is None:
+        ask(None, mmlu, folder)
+    elif row.asked:
+        base = RUNS / "measured" / "base"
+        ask(None, mmlu, base)
+        ask(row.adapter, mmlu, folder, base)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "complete").touch()
 
@@ -202,13 +220,11 @@ def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists:
     evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *asked, *files, *options)
 
 
-def ask(adapter: Path | None, mmlu: Path, folder: Path) -> None:
-    """Ask what a model still knows; of one that was trained, compared with what the base knows."""
+def ask(adapter: Path | None, mmlu: Path, folder: Path, base: Path | None = None) -> None:
+    """Ask what a model still knows; compared with what the base knew, by the folder of its figures."""
     options = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS), "--text", "shipped"]
-    if adapter is not None:
-        base = RUNS / "measured" / "base"
-        ask(None, mmlu, base)
-        options += ["--against", f"{base}/mmlu.details.jsonl"]
+    if base is not None:
+        options += ["--against", str(base / DETAILS)]
     evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", dtype())
 
 
@@ -237,11 +253,11 @@ def summarise(lists: Path) -> None:
         for first_stage in LISTS
         for depth in DEPTHS
     }
-    kept = {name: read(RUNS / "measured" / name / "mmlu.json") for name in measured if ROWS[name].asked}
-    trained = {name: cost(RUNS / name) for name in TRAININGS if (RUNS / name / "complete").exists()}
+    kept = {name: retained(name, measured) for name in measured if ROWS[name].asked}
+    trained = {name: cost(RUNS / name) for name in TRAININGS if is_logged(RUNS / name)}
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    tables = [table(measured, compared, kept), differences(compared), trainings(trained)]
+    tables = [table(measured, compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
     (RUNS / "summary.md").write_text("\n".join(tables))
     draw_trade_off(measured, compared, kept)
     draw_curves(trained)
@@ -254,6 +270,8 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
     own = RUNS / "measured" / f"{first_stage}.run.txt"
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
     measured = [name for name in measured if depth in ROWS[name].depths]
+    if not measured:
+        return {first_stage: mean_of(own, lists / "qrels.dl21.txt")}
     runs = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}.run.txt" for name in measured}
     named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in runs.items())]
     found: dict[str, Any] = {}
@@ -279,6 +297,27 @@ def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) 
     return found
 
 
+def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
+    """nDCG@10 of a run that is compared with none."""
+    scores = per_query(read_run(run), read_qrels(qrels), parse_measures(["nDCG@10"]))
+    values = [query["nDCG@10"] for query in scores.values()]
+    return {"mean": fmean(values), "interval": interval(values)}
+
+
+def retained(name: str, measured: Sequence[str]) -> dict[str, Any]:
+    """What a row still knows, and how much more of it than direct SFT's: differences question by question."""
+    figures = read(RUNS / "measured" / name / "mmlu.json")
+    if "direct" not in measured or name in ("base", "direct"):
+        return figures
+    direct, own = (Retention.load(RUNS / "measured" / row / DETAILS) for row in ("direct", name))
+    return figures | {f"over_direct.{figure}": value for figure, value in flat(paired(direct, own)).items()}
+
+
+def is_logged(run: Path) -> bool:
+    """Whether a training is complete, and what it logged is there: an adapter may have come without."""
+    return (run / "complete").exists() and (run / "metrics.jsonl").exists()
+
+
 def cost(run: Path) -> dict[str, float]:
     """What a training took: steps, tokens that the policy has read, minutes without validation; and what it learned:
     the choice loss of its first and last steps, and what guessing has there."""
@@ -302,17 +341,21 @@ def tokens_of(run: Path) -> dict[int, float]:
 
 
 def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown: nDCG@10 with intervals, and what is kept, with the intervals of its change."""
+    """The rows as Markdown: nDCG@10 with intervals, and what is kept, with the intervals of its change.
+
+    Of MMLU's two forms, the row that nothing is compared with has the p-values of being no better than chance.
+    """
     columns = [f"{first_stage}, top {depth}" for first_stage in LISTS for depth in DEPTHS]
     lines = [
-        "| " + " | ".join(["", *columns, "answer log-likelihood", "bits a byte", "MMLU cloze"]) + " |",
-        "|---" * (len(columns) + 4) + "|",
+        "| " + " | ".join(["", *columns, *KEPT.values()]) + " |",
+        "|---" * (1 + len(columns) + len(KEPT)) + "|",
     ]
     lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
-    lines.append("| first stage | " + " | ".join(_mean(compared[key][key.split(".")[0]]) for key in lists) + " | | | |")
+    first_stage = [_mean(compared[key][key.partition(".")[0]]) for key in lists]
+    lines.append("| " + " | ".join(["first stage", *first_stage, *[""] * len(KEPT)]) + " |")
     for name in (row for row in rows if ROWS[row].depths):
         cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
-        cells += [_kept(kept.get(name), measure) for measure in ("answer_logprob", "bits_per_byte", "acc_cloze")]
+        cells += [_kept(kept.get(name), measure) for measure in KEPT]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -329,6 +372,16 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
                     change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
                     tests = f"{found['p']:.4f} | {found['p_corrected']:.4f}"
                     lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+def kept_over_direct(kept: dict[str, dict[str, Any]]) -> str:
+    """How much more each row has kept than direct SFT, as Markdown."""
+    lines = ["| " + " | ".join(["over direct SFT", *KEPT.values()]) + " |", "|---" * (1 + len(KEPT)) + "|"]
+    for name, figures in kept.items():
+        if f"over_direct.difference.{next(iter(KEPT))}" in figures:
+            cells = [_change(figures, f"over_direct.difference.{measure}") for measure in KEPT]
+            lines.append("| " + " | ".join([ROWS[name].title, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -354,18 +407,23 @@ def _mean(figures: dict[str, Any] | None) -> str:
 def _kept(figures: dict[str, Any] | None, measure: str) -> str:
     if figures is None:
         return ""
-    change = f"difference.{measure}"
-    if change not in figures:
-        return f"{figures[measure]:.4f}"
+    if f"difference.{measure}" in figures:
+        return _change(figures, f"difference.{measure}")
+    chance = f"{measure}_p_chance"
+    return f"{figures[measure]:.4f}" + (f" (p = {figures[chance]:.3f})" if chance in figures else "")
+
+
+def _change(figures: dict[str, Any], change: str) -> str:
     return f"{figures[change]:+.4f} ({figures[f'{change}.low']:+.4f} to {figures[f'{change}.high']:+.4f})"
 
 
 def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
     """Ranking against what is still known: right and up is better."""
+    ranking = compared["bm25.20"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
-        for name in (row for row in rows if row in kept and row in compared["bm25.100"]):
-            ranked, change = compared["bm25.100"][name], f"difference.{measure}"
+        for name in (row for row in rows if row in kept and row in ranking):
+            ranked, change = ranking[name], f"difference.{measure}"
             x = kept[name].get(change, 0.0)
             ends = [kept[name].get(f"{change}.{end}", 0.0) for end in ("low", "high")]
             axis.errorbar(
@@ -376,8 +434,8 @@ def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kep
                 fmt="o",
                 label=ROWS[name].title,
             )
-        axis.axhline(compared["bm25.100"]["bm25"]["mean"], color="grey", linestyle=":", label="BM25's own order")
-        axis.set(xlabel=f"{measure}: change from the base", ylabel="nDCG@10, DL 2021, BM25's top 100")
+        axis.axhline(ranking["bm25"]["mean"], color="grey", linestyle=":", label="BM25's own order")
+        axis.set(xlabel=f"{measure}: change from the base", ylabel="nDCG@10, DL 2021, BM25's top 20")
     axes[1].invert_xaxis()  # fewer bits are better
     axes[0].legend(fontsize=8)
     figure.savefig(RUNS / "trade_off.png", dpi=120)

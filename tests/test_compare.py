@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 
 from data_modules.choices import WindowChoices, write_choices
+from data_modules.collection import Collection, Document
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run, write_run
 from lit_rerank.cli import evaluate
 from lit_rerank.comparison.systems import named_files
+from lit_rerank.comparison.texts import read_texts
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from tests.test_evaluation import write_collection
@@ -164,6 +167,28 @@ def test_a_collection_brings_judgements_and_texts(tmp_path: Path) -> None:
     (folder / "qrels.txt").unlink()
     with pytest.raises(SystemExit, match="fleas holds no judgement"):
         evaluate(["compare", *words, "--collection", str(folder)])
+
+
+class OnlyAsked(Mapping[str, Document]):
+    """Documents that are read when they are asked for, as an index's; one has no text."""
+
+    def __getitem__(self, docid: str) -> Document:
+        if docid == "bare":
+            raise UserError("the index does not store its text")
+        if docid != "d":
+            raise KeyError(docid)
+        return Document("d", "Fleas bite.")
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("millions of documents")
+
+    __len__ = __iter__  # type: ignore[assignment]
+
+
+def test_texts_of_an_index_are_read_when_they_are_shown() -> None:
+    texts = read_texts([], Collection("index", OnlyAsked(), {"q": "fleas"}))
+    assert texts.queries == {"q": "fleas"}
+    assert [texts.passage("q", docid) for docid in ("d", "bare", "gone")] == ["Fleas bite.", None, None]
 
 
 def write_hostile(files: Path) -> list[str]:

@@ -229,6 +229,17 @@ def test_ways_to_decode(tmp_path: Path, tiny_model: Path, options: list[str]) ->
         assert any(score % 1 for score in scores) == ("generate" not in options)
 
 
+def test_the_first_stages_own_run_is_for_comparing(tmp_path: Path, tiny_model: Path) -> None:
+    first = tmp_path / "out" / "first.txt"
+    rerank(
+        tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--depth", "4", "--first_stage_run", str(first)
+    )
+    run = read_run(first)
+    assert {qid: [docid for docid, _ in ranking] for qid, ranking in run.items()} == {
+        qid: [f"d{i}" for i in range(6)] for qid in ("q0", "q1")
+    }
+
+
 def test_lists_are_read_in_rounds(tmp_path: Path, tiny_model: Path) -> None:
     candidates = write_candidates(tmp_path / "c.jsonl")
     metrics = rerank(tmp_path, tiny_model, candidates, "--window", "4", "--depth", "5", "--rounds", "3")

@@ -184,9 +184,16 @@ def test_three_programs_agree_on_what_it_is_worth(
     theirs = ir_measures.calc_aggregate([measure], ir_measures.read_trec_qrels(qrels), ir_measures.read_trec_run(run))[
         measure
     ]
+    tied = {qid: [(docid, round(score, 0)) for docid, score in ranking] for qid, ranking in run_of(records).items()}
+    write_run(tied, tmp_path / "tied.txt", "tied")
+    first = TrecMetrics(["RR@10"])
+    for qid, ranking in tied.items():
+        first.update(qid, ranking, cranfield.qrels[qid])
     monkeypatch.setenv("PATH", f"{java / 'bin'}{os.pathsep}{os.environ['PATH']}")  # it calls `java`
     anserinis = trec_eval(["trec_eval", "-c", "-m", "ndcg_cut.10", qrels, run])
     assert f"{ours:.4f}" == f"{theirs:.4f}" == f"{anserinis:.4f}" == "0.4027"
+    cut = trec_eval(["trec_eval", "-c", "-M", "10", "-m", "recip_rank", qrels, str(tmp_path / "tied.txt")])
+    assert f"{first.compute()['RR@10']:.4f}" == f"{cut:.4f}"
 
 
 def test_index_and_rerank_from_the_command_line(fleas: Path, tiny_model: Path) -> None:
@@ -238,6 +245,20 @@ def test_topics_and_qrels_by_their_name(fleas: Path) -> None:
     environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
     assert said.splitlines()[-1] == "({'7': 'fleas living'}, {'7': {'0012': 3}})"
+
+
+def test_topics_whose_queries_are_called_otherwise(fleas: Path) -> None:
+    cache = fleas / ".cache" / "pyserini" / "topics-and-qrels"
+    cache.mkdir(parents=True)
+    (cache / "topics.covid-round1.xml").write_text(
+        '<topics><topic number="1"><query>fleas origin</query><question>where from</question>'
+        "<narrative>seeking</narrative></topic></topics>"
+    )
+    (cache / "qrels.covid-round1.txt").write_text("1 0 a 2\n")
+    code = "from data_modules.lucene import topics; print(topics('covid-round1'))"
+    environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
+    assert said.splitlines()[-1] == "({'1': 'fleas origin'}, {'1': {'a': 2}})"
 
 
 @pytest.mark.parametrize(

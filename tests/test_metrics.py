@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import Means, TrecMetrics, gather, interval, means, parse_measure, per_query
+from lit_rerank.metrics import Means, TrecMetrics, gather, interval, means, parse_measure, parse_measures, per_query
 
 MEASURES = ("nDCG@10", "nDCG@3", "RR@10", "AP(rel=2)", "P@5", "R@10")
 
@@ -35,7 +35,18 @@ def test_equals_trec_eval_over_the_whole_run(ties: bool) -> None:
     for qid, ranking in run.items():
         metric.update(qid, ranking, qrels[qid])
     measures = [ir_measures.parse_measure(name) for name in MEASURES]
-    whole = ir_measures.calc_aggregate(measures, qrels, {qid: dict(ranking) for qid, ranking in run.items()})
+    scored = {qid: dict(ranking) for qid, ranking in run.items()}
+    whole = ir_measures.calc_aggregate(measures, qrels, scored)
+    # trec_eval cuts a run before it looks for the first relevant document; ir-measures has other code for RR@10,
+    # with another order of equal scores.
+    first_ten = {
+        qid: dict(sorted(ranking, key=lambda item: (item[1], item[0]), reverse=True)[:10])
+        for qid, ranking in run.items()
+    }
+    reciprocal = ir_measures.parse_measure("RR")
+    expected = ir_measures.calc_aggregate([reciprocal], qrels, first_ten)[reciprocal]
+    assert (whole[measures[2]] == pytest.approx(expected)) == (not ties)
+    whole[measures[2]] = expected
     assert metric.compute() == pytest.approx({str(m): value for m, value in whole.items()}, abs=1e-12)
     assert means(per_query(run, qrels, measures)) == pytest.approx(metric.compute(), abs=1e-12)
     assert len(set(whole.values())) == len(MEASURES)
@@ -78,6 +89,12 @@ def test_means_are_weighted_and_collected_once() -> None:
 def test_an_unknown_measure_is_a_user_error() -> None:
     with pytest.raises(UserError, match="there is no measure 'nDGC@10'"):
         parse_measure("nDGC@10")
+    with pytest.raises(UserError, match="'P' lacks something"):
+        parse_measures(["nDCG@10", "P"])
+    with pytest.raises(UserError, match=r"'RBP\(rel=1,p=0.8\)' needs a package that ir-measures does not find"):
+        parse_measures(["RBP(rel=1,p=0.8)"])
+    with pytest.raises(UserError, match="name at least one measure"):
+        TrecMetrics([])
 
 
 def test_the_interval_of_a_mean_is_the_bootstraps() -> None:

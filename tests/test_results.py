@@ -1,6 +1,7 @@
 """`make results`: its data, what it runs and in which order, and its table."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_modules.choices import WindowChoices, write_choices
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
-from data_modules.trec import read_qrels
+from data_modules.trec import read_qrels, write_run
 from lit_rerank import Reranker
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.reranker import save_prompt_settings
+from lit_rerank.retention import Answered, Read, Retention
 from scripts import check_results, results, ship_adapter, trecdl_data
 from tests.references import save_adapter
 
@@ -112,6 +116,10 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     results.train(row.training, Path("lists"))
     results.measure("dpo", row, Path("lists"), Path("mmlu"))
     assert not commands()
+    shutil.rmtree(tmp_path / "dpo")  # so it is trained anew, and what was measured is of another adapter
+    results.train(row.training, Path("lists"))
+    assert not (tmp_path / "measured" / "dpo").exists()
+    assert (tmp_path / "measured" / "base").exists()
 
 
 def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(commands: Callable[[], list[list[str]]]) -> None:
@@ -134,10 +142,76 @@ def test_the_table_has_a_line_for_each_row() -> None:
         "base": {"answer_logprob": -1.3678, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
         "dpo": {"answer_logprob": -1.4, "bits_per_byte": 1.0, "acc_cloze": 0.275, **change},
     }
+    kept["base"] |= {"acc": 0.25, "acc_p_chance": 0.51}
+    kept["dpo"]["acc"] = 0.26
     heading, rule, first_stage, base, dpo = results.table(["base", "dpo"], compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
-    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 |")
-    assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) |")
+    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
+    assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
+
+
+def answered(right: int, logp: float) -> Retention:
+    """Twelve questions, so many of which are answered right in both forms."""
+    rows = [
+        Answered(f"q{i}", "s", *[(0.0, -1.0, -2.0, -3.0) if i < right else (-1.0, 0.0, -2.0, -3.0)] * 2, 0, -9.0)
+        for i in range(12)
+    ]
+    return Retention(tuple(rows), tuple(Read(f"d{i}", 800.0 - logp * (i + 1), 100) for i in range(4)), 0)
+
+
+def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    for name, found in {"direct": answered(4, 1.0), "dpo": answered(7, 2.0)}.items():
+        folder = tmp_path / "measured" / name
+        folder.mkdir(parents=True)
+        found.save(folder / results.DETAILS)
+        (folder / "mmlu.json").write_text(json.dumps(found.figures()))
+    kept = {name: results.retained(name, ["direct", "dpo"]) for name in ("direct", "dpo")}
+    assert not any(name.startswith("over_direct") for name in kept["direct"])
+    assert kept["dpo"]["over_direct.difference.acc"] == pytest.approx(0.25)
+    assert kept["dpo"]["over_direct.difference.bits_per_byte"] == pytest.approx(-0.025)
+    _, _, line = results.kept_over_direct(kept).splitlines()
+    assert line.startswith("| chain SFT + DPO | ")
+    assert "| -0.0250 (-0.0" in line
+    assert line.count("+0.2500 (") == 2
+
+
+def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    lists = shared_data / "trec-dl"
+    folder = tmp_path / "measured" / "base"
+    folder.mkdir(parents=True)
+    for first_stage in results.LISTS:
+        records = list(open_candidates(lists / f"dl21.{first_stage}.top100.jsonl.gz"))
+        write_run(in_first_stage_order(records), folder / f"dl21.{first_stage}.20.run.txt", tag="base")
+        windows = [
+            WindowChoices(r.qid, 0, tuple(p.docid for p in r.passages[:2]), (1, 2), 2, (-0.1, 0.0)) for r in records
+        ]
+        write_choices(windows, folder / f"dl21.{first_stage}.20.choices.jsonl.gz")
+    (folder / "mmlu.json").write_text(json.dumps(answered(3, 1.0).figures()))
+    (folder / "complete").touch()
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
+    results.summarise(lists)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for depth in (20, 100):
+        assert summary["ranking"][f"bm25.{depth}"]["bm25"]["mean"] == pytest.approx(0.4458, abs=5e-5)
+    assert summary["ranking"]["bm25.20"]["base"]["over_bm25"]["difference"] == 0
+    assert "base" not in summary["ranking"]["bm25.100"]
+    for name in ("summary.md", "trade_off.png", "learning_curves.png"):
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_the_shipped_adapter_is_small_and_its_figures_are_named() -> None:
+    size = sum(file.stat().st_size for file in check_results.ADAPTER.iterdir())
+    assert size < 12e6
+    weights = load_file(check_results.ADAPTER / "adapter_model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+    reranker = Reranker.from_pretrained(results.MODEL, str(check_results.ADAPTER), dtype="float32")
+    first = reranker.rank("how long do fleas live", ["Fleas live for a hundred days.", "Paris is in France."])[0]
+    assert first.docid == "0"
+    names = {f"{first_stage}.nDCG@10" for first_stage in results.LISTS} | set(check_results.KEPT)
+    assert json.loads(check_results.EXPECTED.read_text()).keys() == names
 
 
 def test_each_difference_has_its_line() -> None:

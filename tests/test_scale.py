@@ -209,7 +209,10 @@ def test_an_adapted_head_is_merged_whole_or_not_at_all(tmp_path: Path, tiny_mode
         merge(untied, adapter, tmp_path / "half", "--scale=0.5")
     merge(untied, adapter, tmp_path / "whole")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    torch.testing.assert_close(logps(whole), logps(load_model(str(untied), adapter)), atol=1e-4, rtol=1e-4)
+    expected = logps(load_model(str(untied), adapter))
+    torch.testing.assert_close(logps(whole), expected, atol=1e-4, rtol=1e-4)
+    merge(untied, adapter, tmp_path / "kept", "--keep_adapter=true")  # as it is
+    torch.testing.assert_close(logps(load_model(str(untied), str(tmp_path / "kept"))), expected)
 
 
 def test_what_cannot_be_merged_is_said_in_one_line(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,24 +1,31 @@
 """What queries ask and passages say, where candidates or a collection tell it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_modules.collection import Collection
+from data_modules.collection import Collection, Document
 from data_modules.sources.detect import open_candidates
+from lit_rerank.errors import UserError
 
 
 @dataclass
 class Texts:
-    """Texts of queries by qid, of candidates by qid and docid (which may mean one query's alone), and of a
-    collection's documents by docid."""
+    """Texts of queries by qid, of candidates by qid and docid (which may mean one query's alone), and a collection's
+    documents by docid, which an index reads when they are asked for."""
 
     queries: dict[str, str] = field(default_factory=dict)
     candidates: dict[tuple[str, str], str] = field(default_factory=dict)
-    documents: dict[str, str] = field(default_factory=dict)
+    documents: Mapping[str, Document] = field(default_factory=dict)
 
     def passage(self, qid: str, docid: str) -> str | None:
         """What a passage says, if that is known."""
-        return self.candidates.get((qid, docid), self.documents.get(docid))
+        if (qid, docid) in self.candidates:
+            return self.candidates[qid, docid]
+        try:
+            document = self.documents.get(docid)
+        except UserError:  # an index need not store its texts, and the page does without
+            return None
+        return None if document is None else document.passage.text
 
 
 def read_texts(paths: Sequence[str], collection: Collection | None) -> Texts:
@@ -26,7 +33,7 @@ def read_texts(paths: Sequence[str], collection: Collection | None) -> Texts:
     texts = Texts()
     if collection is not None:
         texts.queries.update(collection.queries)
-        texts.documents.update((docid, document.passage.text) for docid, document in collection.documents.items())
+        texts.documents = collection.documents
     for path in paths:
         for record in open_candidates(path):
             texts.queries[record.qid] = record.query

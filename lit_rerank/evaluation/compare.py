@@ -62,7 +62,7 @@ def compare_runs(
             input positions does it pick from?
         logdir: a TensorBoard directory for the means and the pictures.
     """
-    from lit_rerank.metrics import parse_measure
+    from lit_rerank.metrics import parse_measures
 
     files = named_files(runs)
     if len(files) < 2:
@@ -75,9 +75,7 @@ def compare_runs(
     if Path(metrics).suffix != ".json":
         raise UserError(f"{metrics}: name a .json file; the page and the pictures get its name with other endings")
     make_way(metrics)
-    parsed = [parse_measure(name) for name in measures]
-    if not parsed:
-        raise UserError("name at least one measure")
+    parsed = parse_measures(measures)
     opened = None if collection is None else open_collection(collection)
     judged = _judgements(qrels, opened)
     in_order = [first, *(name for name in files if name != first)]

@@ -40,7 +40,8 @@ def merge_adapter(
         raise UserError(f"{out} holds something already: name a new directory")
     loaded: Any = load_model(model, adapter, dtype=dtype, trust_remote_code=trust_remote_code)
     if keep_adapter:
-        fold_scale(loaded, scale)
+        if scale != 1:
+            fold_scale(loaded, scale)
         loaded.save_pretrained(folder)
     else:
         merged(loaded, scale).save_pretrained(folder)

@@ -66,13 +66,15 @@ def answer_mmlu(
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
-    from lit_rerank.paired import flat
+    from lit_rerank.paired import check_same, flat
     from lit_rerank.paired import paired as differences
     from lit_rerank.retention import Retention, lm_eval_tasks, measure
 
     earlier = None if against is None else Retention.load(against)
     asked, examples = ([], []) if tasks else open_questions(questions, fewshot, limit)
     read = open_documents(text or (SHIPPED if paired else None))
+    if earlier is not None:
+        check_same(earlier, asked, read)
     tokenizer = load_tokenizer(model, trust_remote_code)
     loaded: Any = load_for_inference(
         model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code

@@ -52,6 +52,7 @@ def rerank_candidates(
     queries: int | None = None,
     shuffle: int | None = None,
     choices: str | None = None,
+    first_stage_run: str | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
     max_batch_tokens: int = 20_000,
     self_consistency: int = 1,
@@ -94,6 +95,7 @@ def rerank_candidates(
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
         choices: a JSONL(.gz) file to write, for compare: what was chosen in each window, and how surely.
+        first_stage_run: a TREC run to write of the lists as they were, for compare.
         measures: by ir-measures' names.
         max_batch_tokens: so many tokens are decoded at a time.
         self_consistency: above 1, each window is read in so many random orders, and the orders are made one.
@@ -102,16 +104,16 @@ def rerank_candidates(
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
     """
-    from lit_rerank.metrics import parse_measure
+    from lit_rerank.metrics import parse_measures
     from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
 
-    parsed = [parse_measure(name) for name in measures]
+    parsed = parse_measures(measures)
     reading = open_reading(window, stride, depth, top_k, rounds)
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
     records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
-    for path in (run, metrics, choices):
+    for path in (run, metrics, choices, first_stage_run):
         if path is not None:
             make_way(path)
     reranker = Reranker.from_pretrained(
@@ -135,13 +137,15 @@ def rerank_candidates(
     rankings = with_progress(shown, reranker)
     seconds = time.perf_counter() - started
     write_run({ranking.record.qid: ranking.run for ranking in rankings}, run, tag="lit-rerank")
+    if first_stage_run is not None:
+        write_run(in_first_stage_order(records), first_stage_run, tag=first_stage or "first-stage")
     if choices is not None:
         write_choices(_choices(rankings, reranker), choices)
     answers = [decoded for ranking in rankings for decoded in ranking.decoded]
     result = {
         **_measured(rankings, records, parsed),
         "queries": len(records),
-        "judged_queries": sum(record.qrels is not None for record in records),
+        "judged_queries": sum(bool(record.qrels) for record in records),
         "windows": len(answers),
         **({"malformed_generate": fmean(one.malformed for one in answers)} if decode == "generate" else {}),
         "seconds": round(seconds, 2),

@@ -37,7 +37,7 @@ def sweep_scales(
     questions: str = SHIPPED,
     text: str = SHIPPED,
     limit: int | None = None,
-    retention: str = "answer_logprob",
+    retention: Literal["acc", "acc_cloze", "answer_logprob", "bits_per_byte"] = "answer_logprob",
     decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
     window: int = 20,
     stride: int = 10,
@@ -65,13 +65,13 @@ def sweep_scales(
         out: the directory to write.
         scales: strengths of the adapter: 0 is the base model, 1 the adapter as trained.
         candidates: as of rerank, as all up to qrels.
-        first_stage: instead of candidates: what retrieves them from the collection (bm25).
+        first_stage: instead of candidates: what retrieves them from the collection (bm25, pyserini).
         collection: what the first stage searches.
         qrels: TREC judgements, by default the candidates' or the collection's own.
         questions: as of mmlu; by default the 281 dev questions that lm-eval ships.
         text: as of mmlu.
         limit: only so many questions, spread evenly over all.
-        retention: which of mmlu's figures tells what is kept: answer_logprob, acc_cloze, acc, bits_per_byte, ...
+        retention: which of mmlu's figures tells what is kept.
         decode: as of rerank, as all up to max_batch_tokens.
         window: passages in one prompt.
         stride: how far the window moves up each time.
@@ -90,14 +90,14 @@ def sweep_scales(
     """
     from lit_rerank.decoder import Decoder
     from lit_rerank.general_text import open_documents
-    from lit_rerank.metrics import parse_measure
+    from lit_rerank.metrics import parse_measures
     from lit_rerank.paired import flat, paired
     from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
     from lit_rerank.retention import Retention, measure
     from lit_rerank.scale import check_scalable, scaled
 
-    parsed = [parse_measure(name) for name in measures]
+    parsed = parse_measures(measures)
     reading = open_reading(window, stride, depth, top_k, rounds)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"scales {list(scales)}: name one or more, each once")
@@ -140,7 +140,6 @@ def sweep_scales(
             with progress_bar("prompts", 2 * len(asked) + len(read)) as advance:
                 measured = measure(loaded, tokenizer, asked, read, batch_size=batch_size, progress=advance)
             kept = measured.figures()
-            check_figure(kept, retention)
             rankings = with_progress(shown, reranker)
         run = {ranking.record.qid: ranking.run for ranking in rankings}
         write_run(run, folder / f"scale={scale:g}.run.txt", tag=f"scale={scale:g}")
@@ -166,13 +165,6 @@ def ranking_figures(run: "Run", records: Sequence[RankingRecord], measures: Sequ
     scores = per_query(run, {record.qid: record.qrels for record in records if record.qrels}, measures)
     first = str(measures[0])
     return {**means(scores), f"{first}_interval": interval([query[first] for query in scores.values()])}
-
-
-def check_figure(figures: Mapping[str, Any], name: str) -> None:
-    """Refuse the name of what is no figure of retention."""
-    numbers = [key for key, value in figures.items() if isinstance(value, int | float)]
-    if name not in numbers:
-        raise UserError(f"there is no figure {name!r} of retention; there are {', '.join(numbers)}")
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
