@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, set_seed
 
-from lit_rerank.backbone import load_for_inference, load_tokenizer
+from lit_rerank.backbone import load_for_inference, load_tokenizer, trainable_parameters
 from lit_rerank.general_text import open_documents
 from lit_rerank.questions import open_questions
 from lit_rerank.retention import measure
@@ -116,6 +118,62 @@ def test_a_drop_restores_what_was_best_before_it(folder: Path, skilled_model: Pa
     else:
         assert measured(kept) == measured(skilled_model)
         assert measured(seen / "checkpoints/last/model") != measured(skilled_model)
+
+
+class Scripted(L.Callback):
+    """A score for each validation, the weights that it was of in `{folder}`, and a wreck before the last."""
+
+    def __init__(self, scores: list[float], folder: str) -> None:
+        self.scores, self.folder, self.seen = scores, Path(folder), 0
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        weights = trainable_parameters(module)
+        torch.save({name: weight.detach().clone() for name, weight in weights.items()}, self.folder / f"{self.seen}.pt")
+        if self.seen == len(self.scores) - 1:
+            with torch.no_grad():
+                for weight in weights.values():
+                    weight.add_(1.0)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            module.log("val/scripted", self.scores[self.seen])
+            self.seen += 1
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 1), ("min", 0)])
+def test_the_best_of_those_without_a_drop_is_restored(
+    folder: Path, skilled_model: Path, tmp_path: Path, mode: str, best: int
+) -> None:
+    scripted = {"scores": [0.5, 0.9, 0.7, 1.0], "folder": str(tmp_path)}
+    script = {"class_path": f"{Scripted.__module__}.Scripted", "init_args": scripted}
+    allowed = {"acc_cloze": None, "answer_logprob": None, "bits_per_byte": 0.5}
+    words = ["--trainer.callbacks+", json.dumps(script), *watched(max_drop=allowed, on_drop="restore")]
+    words += ["--checkpoint.monitor=val/scripted", f"--checkpoint.mode={mode}", "--trainer.max_steps=8"]
+    with pytest.warns(UserWarning, match="step 8: general ability has dropped"):
+        seen = run(folder, skilled_model, f"best-{mode}", *words, lr=1e-3)
+    weights = [torch.load(tmp_path / f"{number}.pt") for number in range(4)]
+    assert len({float(sum(w.sum() for w in of.values())) for of in weights}) == 4
+    kept = load_file(seen / "adapter" / "adapter_model.safetensors")
+    expected = weights[best]
+    assert len(kept) == len(expected)
+    for name, value in expected.items():
+        (found,) = (weight for key, weight in kept.items() if key == re.sub(r"^model\.|\.default", "", name))
+        assert torch.equal(found, value), name
+
+
+def test_a_run_that_is_told_to_restore_when_it_is_resumed_keeps_what_it_found(
+    folder: Path, skilled_model: Path
+) -> None:
+    run(folder, skilled_model, "told", *watched(), "--trainer.max_steps=2", lr=3.0)
+    strict = watched(max_drop=STRICT, on_drop="restore")
+    checkpoint = "--ckpt_path=told/checkpoints/last.ckpt"
+    before = load_file(folder / "told/checkpoints/last/adapter/adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="general ability has dropped"):
+        seen = run(folder, skilled_model, "told", *strict, checkpoint, lr=3.0)
+    after = load_file(seen / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_a_drop_stops_or_warns(folder: Path, skilled_model: Path) -> None:
