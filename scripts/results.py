@@ -60,6 +60,7 @@ BY_HEART = (
     *JUDGED,
     "--trainer.max_steps=60",
     "--trainer.val_check_interval=60",
+    "--trainer.limit_val_batches=1",  # training's own loss tells
     "--data.init_args.augmentation.min_size=6",
     "--data.init_args.augmentation.max_size=6",
 )
