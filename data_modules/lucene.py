@@ -217,6 +217,8 @@ def fetching(what: str) -> Iterator[None]:
     """Whatever a download may bring, as one line."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # Java's and urllib's errors share no better ancestor
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(

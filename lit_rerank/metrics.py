@@ -112,7 +112,7 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict
 
     qrels = {qid: dict(judged) for qid, judged in qrels.items() if qid in run}
     scored = {
-        qid: {docid: -float(rank) for rank, (docid, _) in enumerate(in_order(ranking))}
+        qid: {docid: float(len(ranking) - rank) for rank, (docid, _) in enumerate(in_order(ranking))}
         for qid, ranking in run.items()
         if qid in qrels
     }
@@ -160,4 +160,10 @@ def parse_measure(name: str) -> Any:
         raise UserError(f"measure {name!r} lacks something, or has too much: a cutoff as in nDCG@10?") from error
     if not known:
         raise UserError(f"measure {name!r} needs a package that ir-measures does not find here: choose another")
+    for parameter in ("cutoff", "rel"):
+        value = measure.params.get(parameter, 1)
+        if isinstance(value, bool) or value < 1:  # the code behind may end the process
+            raise UserError(f"measure {name!r}: its {parameter} must be 1 or more")
+    if not per_query({"q": [("found", 1.0)]}, {"q": {"relevant": 1}}, [measure])["q"]:
+        raise UserError(f"measure {name!r} has no value for a query whose list holds nothing relevant: choose another")
     return measure

@@ -62,7 +62,7 @@ class RetentionCallback(L.Callback):
         max_drop: what may be lost.
         on_drop: `warn`; `stop` training; or stop and `restore` the weights that did best (by the checkpoints' monitor,
             or else the latest) among those that were measured without a drop: they become `<run>/adapter` or
-            `<run>/model`.
+            `<run>/model`. In a run that is told so only when it is resumed: among those from there on.
         batch_size: prompts read at a time.
     """
 
@@ -102,7 +102,10 @@ class RetentionCallback(L.Callback):
             if self.start is None:
                 self.start = self._measure(trainer, module)
                 self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
-            if first or not self._path(trainer).exists():  # of a run that was told to restore when it was resumed
+            if first:
+                self._path(trainer).unlink(missing_ok=True)  # an earlier run's
+            if not self._path(trainer).exists():
+                self.kept_score = None
                 self._keep(trainer, module)
         trainer.strategy.barrier("retention")
 

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path, required=True, nargs="+", help="files of first-stage lists")
     parser.add_argument("--qrels", type=Path, required=True)
     parser.add_argument("--of_each", type=int, default=2, help="pairs of each list")
-    parser.add_argument("--max_passage_tokens", type=int, help="by default as the adapter was trained")
+    parser.add_argument("--max_passage_tokens", type=int, help="by default as the adapter was trained, without one 60")
     parser.add_argument("--metrics", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()
     if args.of_each < 1:
@@ -39,9 +39,10 @@ def main() -> None:
     windows = list(pairs(args.candidates, args.qrels, args.of_each))
     if not windows:
         raise UserError(f"{args.qrels}: no list holds both a passage of grade {RELEVANT} or more and one of grade 0")
+    length = args.max_passage_tokens or (60 if args.adapter is None else None)
     decode: How = "likelihood" if args.adapter is None else "first"
     reranker = Reranker.from_pretrained(
-        args.model, args.adapter, decode=decode, max_passage_tokens=args.max_passage_tokens, dtype=dtype()
+        args.model, args.adapter, decode=decode, max_passage_tokens=length, dtype=dtype()
     )
     assert isinstance(reranker.decoder, Decoder)
     report({"decode": decode, "pairs": len(windows), **measured(reranker.decoder, windows)}, str(args.metrics))

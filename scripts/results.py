@@ -6,6 +6,7 @@ summary.json and summary.md.
 """
 
 import argparse
+import gzip
 import json
 import shlex
 import shutil
@@ -52,6 +53,7 @@ SHORT = ("--trainer.max_steps=150",)
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 JUDGED = (
     *FORGETFUL,
+    "--data.init_args.augmentation.min_size=4",  # besides at most three that are relevant, others
     "--trainer.max_epochs=-1",
     "--trainer.val_check_interval=150",
     "--trainer.check_val_every_n_epoch=null",
@@ -60,7 +62,7 @@ BY_HEART = (
     *JUDGED,
     "--trainer.max_steps=60",
     "--trainer.val_check_interval=60",
-    "--trainer.limit_val_batches=1",  # training's own loss tells
+    "--trainer.limit_val_batches=1",  # as short as it can be: training's own loss tells
     "--data.init_args.augmentation.min_size=6",
     "--data.init_args.augmentation.max_size=6",
 )
@@ -150,14 +152,24 @@ def main() -> None:
     for name in ("data", "lists", "cranfield", "mmlu"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
-    if not all((RUNS / "data" / f"{training.data}.jsonl.gz").exists() for training in TRAININGS.values()):
+    files = {training.data: RUNS / "data" / f"{training.data}.jsonl.gz" for training in TRAININGS.values()}
+    if not all(path.exists() for path in files.values()):
+        before = {name: content(path) for name, path in files.items()}
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
+        for name, training in TRAININGS.items():
+            if (RUNS / name).exists() and content(files[training.data]) != before[training.data]:
+                print(f"{RUNS / name} has learned from other data: to train it anew, remove it", flush=True)
     for name in args.rows or ROWS:
         row = ROWS[name]
         if row.training is not None:
             train(row.training, args.lists)
         measure(name, row, args.lists, args.mmlu)
     summarise(args.lists)
+
+
+def content(path: Path) -> bytes | None:
+    """What a compressed file holds, None where there is none."""
+    return gzip.decompress(path.read_bytes()) if path.exists() else None
 
 
 # -- training ------------------------------------------------------------------------------------------------------
@@ -259,9 +271,9 @@ def summarise(lists: Path) -> None:
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     tables = [table(measured, compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
-    (RUNS / "summary.md").write_text("\n".join(tables))
+    (RUNS / "summary.md").write_text("\n".join(table for table in tables if table.count("\n") > 2))
     draw_trade_off(measured, compared, kept)
-    draw_curves(trained)
+    draw_curves(name for name in trained if name not in ROWS or ROWS[name].depths)
     print(f"\n{(RUNS / 'summary.md').read_text()}\nfigures: {RUNS}/summary.json   pictures: {RUNS}/*.png")
 
 
@@ -377,7 +389,7 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
 
 
 def kept_over_direct(kept: dict[str, dict[str, Any]]) -> str:
-    """How much more each row has kept than direct SFT, as Markdown."""
+    """Each row's differences from direct SFT in what is kept, as Markdown; of bits a byte, fewer are better."""
     lines = ["| " + " | ".join(["over direct SFT", *KEPT.values()]) + " |", "|---" * (1 + len(KEPT)) + "|"]
     for name, figures in kept.items():
         if f"over_direct.difference.{next(iter(KEPT))}" in figures:

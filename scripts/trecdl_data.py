@@ -92,17 +92,22 @@ def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
 
 
 def judged(lists: Path, of_each: int = 10, size: int = 8, depth: int = 30) -> Iterator[RankingRecord]:
-    """Windows from the upper part of DL 2021's lists, in the order of their grades, as far as these tell it."""
+    """Windows from the upper part of DL 2021's lists: up to one passage of each grade, above others of grade 0."""
     for first_stage in ("bm25", "splade_pp_ed"):
         path = lists / f"dl21.{first_stage}.top100.jsonl.gz"
         for record in CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels"):
-            for number in range(of_each):
+            of_grade: dict[int, list[int]] = {}
+            for place, grade in enumerate(Window.of(record, range(len(record.passages))).grades or ()):
+                of_grade.setdefault(max(grade, 0), []).append(place)
+            others = of_grade.pop(0, [])
+            for number in range(of_each if of_grade and others else 0):
                 draw = random.Random(f"{first_stage}/{record.qid}/{number}")
-                window = Window.of(record, draw.sample(range(len(record.passages)), min(size, len(record.passages))))
-                relevant = sum(grade > 0 for grade in window.grades or ())
-                if 0 < relevant < len(window):
-                    name = f"{record.qid}:{first_stage}:{number}"
-                    yield RankingRecord(name, record.query, window.passages, window.permutation, relevant)
+                grades = draw.sample(sorted(of_grade), draw.randint(1, len(of_grade)))
+                relevant = [draw.choice(of_grade[grade]) for grade in grades]
+                places = relevant + draw.sample(others, min(size - len(relevant), len(others)))
+                window = Window.of(record, draw.sample(places, len(places)))
+                name = f"{record.qid}:{first_stage}:{number}"
+                yield RankingRecord(name, record.query, window.passages, window.permutation, len(relevant))
 
 
 def few(records: Iterable[RankingRecord], count: int = 16) -> list[RankingRecord]:

@@ -17,9 +17,9 @@ from data_modules.catalogue import open_collection
 from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25, open_first_stage
 from data_modules.java import find_java
-from data_modules.lucene import LuceneDocuments, Pyserini, build_index, start
+from data_modules.lucene import LuceneDocuments, Pyserini, _query, build_index, fetching, start
 from data_modules.records import RankingRecord
-from data_modules.trec import write_run
+from data_modules.trec import in_order, write_run
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
 from lit_rerank.metrics import TrecMetrics, means, parse_measure, per_query
@@ -184,7 +184,9 @@ def test_three_programs_agree_on_what_it_is_worth(
     theirs = ir_measures.calc_aggregate([measure], ir_measures.read_trec_qrels(qrels), ir_measures.read_trec_run(run))[
         measure
     ]
-    tied = {qid: [(docid, round(score, 0)) for docid, score in ranking] for qid, ranking in run_of(records).items()}
+    tied = {
+        qid: in_order((docid, round(score)) for docid, score in ranking) for qid, ranking in run_of(records).items()
+    }
     write_run(tied, tmp_path / "tied.txt", "tied")
     first = TrecMetrics(["RR@10"])
     for qid, ranking in tied.items():
@@ -259,6 +261,15 @@ def test_topics_whose_queries_are_called_otherwise(fleas: Path) -> None:
     environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
     assert said.splitlines()[-1] == "({'1': 'fleas origin'}, {'1': {'a': 2}})"
+
+
+def test_topics_without_a_query_are_named(started: Any) -> None:
+    from jnius import autoclass
+
+    topic = autoclass("java.util.HashMap")()
+    topic.put("vector", "0.1")
+    with pytest.raises(UserError, match=r"^topics 'x' have neither title nor query, but vector"), fetching("topics"):
+        _query("x", topic)
 
 
 @pytest.mark.parametrize(

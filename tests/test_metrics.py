@@ -52,6 +52,12 @@ def test_equals_trec_eval_over_the_whole_run(ties: bool) -> None:
     assert len(set(whole.values())) == len(MEASURES)
 
 
+def test_passages_that_are_not_listed_stay_below_those_that_are() -> None:
+    (value,) = means(per_query({"q": [("x", 2.9), ("a", 1.9)]}, {"q": {"a": 1, "z": 1, "y": 1}}, parse_measures(
+        ["Compat(p=0.8)"]))).values()  # fmt: skip
+    assert value == pytest.approx(0.2514, abs=5e-5)
+
+
 def test_queries_count_once_and_only_where_they_are_judged() -> None:
     run, qrels = queries(n=3)
     metric = TrecMetrics(("nDCG@10",))
@@ -93,6 +99,11 @@ def test_an_unknown_measure_is_a_user_error() -> None:
         parse_measures(["nDCG@10", "P"])
     with pytest.raises(UserError, match=r"'RBP\(rel=1,p=0.8\)' needs a package that ir-measures does not find"):
         parse_measures(["RBP(rel=1,p=0.8)"])
+    for name in ("P@0", "AP(rel=0)", "nDCG@True"):
+        with pytest.raises(UserError, match="must be 1 or more"):
+            parse_measure(name)
+    with pytest.raises(UserError, match="'Accuracy' has no value for a query"):
+        parse_measure("Accuracy")
     with pytest.raises(UserError, match="name at least one measure"):
         TrecMetrics([])
 

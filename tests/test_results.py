@@ -1,9 +1,11 @@
 """`make results`: its data, what it runs and in which order, and its table."""
 
 import json
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from data_modules.choices import WindowChoices, write_choices
 from data_modules.sources import JsonlSource
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_qrels, write_run
+from data_modules.windows import Augmentation
 from lit_rerank import Reranker
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
@@ -50,10 +53,14 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     grades = read_qrels(shared_data / "trec-dl" / "qrels.dl21.txt")
     judged = list(JsonlSource(out / "judged.jsonl.gz"))
     assert len(judged) > 500
+    draw = random.Random(0)
     for record in judged:
-        order = [grades[record.qid.partition(":")[0]].get(record.passages[i - 1].docid, 0) for i in record.permutation]
-        assert order == sorted(order, reverse=True)
-        assert sum(grade > 0 for grade in order) == record.choices < len(order)
+        window = Augmentation(min_size=4, max_size=8).draw(record, draw)
+        known = grades[record.qid.partition(":")[0]]
+        order = [known.get(window.passages[i - 1].docid, 0) for i in window.permutation or ()]
+        assert order[0] > 0 == order[-1]
+        assert all(above > below for above, below in pairwise(order[: (window.choices or 0) + 1]))
+        assert not any(order[window.choices :])
     assert len({record.query for record in JsonlSource(out / "few.jsonl.gz")}) == 16
     for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
         assert record.permutation == tuple(range(1, 21))
