@@ -180,7 +180,7 @@ def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: p
     _, _, line = results.kept_over_direct(kept).splitlines()
     assert line.startswith("| chain SFT + DPO | ")
     assert "| -0.0250 (-0.0" in line
-    assert line.count("+0.2500 (") == 2
+    assert line.count("+0.2500 (") == 3
 
 
 def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
