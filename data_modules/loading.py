@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from data_modules.rows import check_kind, to_row
+from data_modules.rows import check_kind, kind_of, to_row
 from data_modules.sources.base import Row, Source
 from data_modules.sources.mixed import MixedSource
 from data_modules.sources.shards import ShardsSource
@@ -33,7 +33,8 @@ def load(name: str, source: Source, kinds: Sequence[type]) -> tuple["datasets.Da
     """A source's records as an Arrow table, and how many each part of it has; what was left out is reported.
 
     Raises:
-        UserError: if it or a part with a weight holds no record, or one that is of none of these kinds.
+        UserError: if it or a part with a weight holds no record, or one that is of none of these kinds or of another
+            than the first.
     """
     import datasets
 
@@ -47,6 +48,11 @@ def load(name: str, source: Source, kinds: Sequence[type]) -> tuple["datasets.Da
     source.skipped = [line for part in _parts(source) for line in part.skipped]
     if not rows:
         raise UserError(f"data.init_args.{name}: the source holds no record")
+    if len({kind_of(row) for row in rows}) > 1:
+        raise UserError(
+            f"data.init_args.{name}: mixes rankings and ready-made pairs, which share no table: train on one of them, "
+            "then on the other"
+        )
     if 0 in sizes and weights_of(source):
         raise UserError(f"data.init_args.{name}: source {sizes.index(0) + 1} of the mixture holds no record")
     return datasets.Dataset.from_list(rows), sizes

@@ -58,10 +58,12 @@ class RankingRecord:
         """The part of the permutation that is known; nothing where there is none."""
         return (self.permutation or ())[: self.choices]
 
-    def shuffled(self, seed: int) -> "RankingRecord":
-        """The same candidates in random order, a function of `seed` and qid; what a teacher said is left out."""
-        passages = random.Random(f"{seed}/{self.qid}").sample(self.passages, len(self.passages))
-        return replace(self, passages=tuple(passages), permutation=None, choices=None)
+    def shuffled(self, seed: int, depth: int | None = None) -> "RankingRecord":
+        """The same candidates, the first `depth` (None: all) in random order, a function of `seed` and qid; what a
+        teacher said is left out."""
+        upper = self.passages[:depth]
+        passages = random.Random(f"{seed}/{self.qid}").sample(upper, len(upper))
+        return replace(self, passages=(*passages, *self.passages[len(upper) :]), permutation=None, choices=None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def check_config(file: Path) -> None:
     if file.stat().st_size > MAX_BYTES:
         raise UserError(f"{file}: has more than {MAX_BYTES >> 20} MiB, which no config has")
     try:
-        root = yaml.compose(file.read_bytes(), yaml.SafeLoader)
+        root = yaml.compose(file.read_bytes().decode("utf-8"), yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{file}: must hold settings (key: value), not {_kind(root)}")
         if _values(root, {}, file) > MAX_VALUES:
@@ -31,6 +31,8 @@ def check_config(file: Path) -> None:
         place = f"{file}:{mark.line + 1}" if mark else file
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{place}: not valid YAML: {reason}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not valid YAML: not UTF-8") from None
     except RecursionError:
         raise UserError(f"{file}: not usable YAML: nested too deeply") from None
     except UserError:

@@ -46,6 +46,8 @@ class SelfConsistent:
 
         All choices are made, however few matter: every place of an order has a say in what the orders become.
         """
+        if self.aggregate is kemeny:
+            check_size(max(map(len, windows), default=0))
         places = [order for window in windows for order in self._shuffled(window)]
         shown = [_reordered(windows[i // self.shuffles], order) for i, order in enumerate(places)]
         finished = 0
@@ -87,6 +89,12 @@ def borda(orders: Sequence[Order]) -> Order:
     return tuple(sorted(orders[0], key=lambda i: (sum(rank[i] for rank in ranks), i)))
 
 
+def check_size(n: int) -> None:
+    """Raise a UserError where windows are too large for `kemeny`."""
+    if n > MOST:
+        raise UserError(f"kemeny takes windows of up to {MOST} passages, not {n}: take borda for them")
+
+
 def kemeny(orders: Sequence[Order]) -> Order:
     """The order with the least sum of Kendall distances to all orders (of equal ones, any).
 
@@ -99,8 +107,7 @@ def kemeny(orders: Sequence[Order]) -> Order:
     from scipy.sparse import lil_array
 
     first = borda(orders)
-    if len(first) > MOST:
-        raise UserError(f"kemeny takes windows of up to {MOST} passages, not {len(first)}: take borda for them")
+    check_size(len(first))
     n, ranks = len(first), [{i: rank for rank, i in enumerate(order)} for order in orders]
     # Which pairs stand the other way round than in Borda's order, and how many orders would lose by that.
     pairs = list(combinations(range(n), 2))

@@ -92,6 +92,8 @@ def windows_seen(run: Path) -> list[tuple[int, int]]:
 
 
 def curve(run: Path, figure: str) -> list[tuple[int, float]]:
-    """(optimizer step, value) of a figure that the run has logged."""
+    """(optimizer step, value) of a figure that the run has logged; nothing before its first step."""
+    if not (run / "metrics.jsonl").exists():
+        return []
     rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row[figure]) for row in rows if figure in row]

@@ -30,7 +30,7 @@ from lit_rerank.metrics import interval, parse_measures, per_query
 from lit_rerank.paired import flat, paired
 from lit_rerank.retention import Retention
 from scripts.recipes import curve, dtype, go_on, pays_to_compile
-from scripts.trecdl_data import write_data
+from scripts.trecdl_data import write_data, write_judged
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -155,6 +155,7 @@ def main() -> None:
     files = {training.data: RUNS / "data" / f"{training.data}.jsonl.gz" for training in TRAININGS.values()}
     if not all(path.exists() for path in files.values()):
         before = {name: content(path) for name, path in files.items()}
+        write_judged(args.lists, RUNS / "data")
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
         for name, training in TRAININGS.items():
             if (RUNS / name).exists() and content(files[training.data]) != before[training.data]:
@@ -377,7 +378,7 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
     """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values."""
     lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
     for key, systems in compared.items():
-        for name, figures in systems.items():
+        for name, figures in ((name, systems[name]) for name in ROWS if name in systems):
             for over in (key.partition(".")[0], "direct"):
                 found = figures.get(f"over_{over}")
                 if found is not None:

@@ -2,18 +2,19 @@
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
-(`scripts.self_taught`). DL 2021, on which models are measured, gives nothing to learn from but judged.jsonl.gz, for an
-upper bound, and few.jsonl.gz, to be learned by heart.
+(`scripts.self_taught`). DL 2021, on which models are measured, gives nothing to learn from; `make results` alone makes
+two files of it, for an upper bound and to be learned by heart.
 """
 
 import argparse
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from data_modules.catalogue import open_collection
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
-from data_modules.sources.base import parse_object, read_lines, write_rows
+from data_modules.sources.base import existing_file, parse_object, read_lines, write_rows
 from data_modules.sources.corpus import DocumentsSource
 from data_modules.sources.own import JsonlSource, write_jsonl
 from data_modules.sources.practice import Negatives, Queries
@@ -46,6 +47,11 @@ def main() -> None:
 
 def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) -> None:
     """Write the files that the recipes read; train.jsonl.gz is the last."""
+    for name in ("dl19.teacher_windows", "dl19.passages"):
+        existing_file(data / f"{name}.jsonl.gz")
+    for name in ("dl22.bm25", "dl22.splade_pp_ed"):
+        existing_file(lists / f"{name}.top100.jsonl.gz")
+    open_collection(str(cranfield))
     out.mkdir(parents=True, exist_ok=True)
     write_rows(documents(data, lists), out / "passages.jsonl.gz")
     self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED, DRAWN["self_taught"])
@@ -61,14 +67,24 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     records = {name: drawn(name, source) for name, source in sources.items()}
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
+    write_files(
+        {
+            "pointing": pairs[:PAIRS],
+            "pointing.val": pairs[PAIRS:],
+            "train": [record for some in records.values() for record in some],
+        },
+        out,
+    )
+
+
+def write_judged(lists: Path, out: Path) -> None:
+    """Write judged.jsonl.gz and few.jsonl.gz, of DL 2021: for an upper bound, and to be learned by heart."""
+    out.mkdir(parents=True, exist_ok=True)
     graded = list(judged(lists))
-    files = {
-        "pointing": pairs[:PAIRS],
-        "pointing.val": pairs[PAIRS:],
-        "judged": graded,
-        "few": few(graded),
-        "train": [record for some in records.values() for record in some],
-    }
+    write_files({"judged": graded, "few": few(graded)}, out)
+
+
+def write_files(files: Mapping[str, Sequence[RankingRecord]], out: Path) -> None:
     for name, written in files.items():
         write_jsonl(written, out / f"{name}.jsonl.gz")
         print(f"{out / name}.jsonl.gz: {len(written)} records")

@@ -121,7 +121,13 @@ def test_fewer_choices_that_matter_change_nothing(tiny_model: Path) -> None:
     assert reranker.rank("fleas", passages)[:2] == expected[:2]
 
 
-def test_kemeny_of_many_passages_is_refused() -> None:
+def test_kemeny_of_many_passages_is_refused_before_anything_is_read() -> None:
+    def read(*_: object) -> list[Decoded]:
+        raise AssertionError("hours of decoding")
+
+    window = Window.of(record("q", 41), range(41))
+    with pytest.raises(UserError, match="kemeny takes windows of up to 40 passages, not 41: take borda"):
+        SelfConsistent(read, 2)([window])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="kemeny takes windows of up to 40 passages, not 41: take borda"):
         kemeny([tuple(range(1, 42))])
 

@@ -99,6 +99,15 @@ def test_lists_can_be_shown_in_random_order(tmp_path: Path, tiny_model: Path) ->
     assert len(set(measured)) == 1  # the first stage is measured in its own order
 
 
+def test_what_is_shuffled_is_what_is_reranked(tmp_path: Path, tiny_model: Path) -> None:
+    candidates = write_candidates(tmp_path / "c.jsonl", passages=9)
+    rerank(tmp_path, tiny_model, candidates, "--depth", "4", "--shuffle", "1")
+    for ranking in read_run(tmp_path / "out" / "run.txt").values():
+        docids = [docid for docid, _ in ranking]
+        assert sorted(docids[:4]) == ["d0", "d1", "d2", "d3"] != docids[:4]
+        assert docids[4:] == ["d4", "d5", "d6", "d7", "d8"]
+
+
 PASSAGES = [{"docid": f"d{i}", "text": f"passage {i}"} for i in range(3)]
 REQUEST = {"query": {"text": "Q", "qid": "q1"}, "candidates": [{"docid": "d0", "score": 1.0, "doc": {"text": "T"}}]}
 

@@ -1,5 +1,6 @@
 """Weights decide how often a source's records come, and each comes once before any comes again."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_modules import PermutationDataModule
+from data_modules.loading import load
 from data_modules.mixture import Mixture, quotas
 from data_modules.prepare import prepare
-from data_modules.sources import JsonlSource, MixedSource, ShardsSource
+from data_modules.records import RankingRecord
+from data_modules.sources import JsonlSource, MixedSource, PairsSource, ShardsSource
 from data_modules.sources.own import write_jsonl
+from data_modules.sources.preferences import PreferencePair
 from data_modules.windows import Augmentation
 from lit_rerank.errors import UserError
 from tests.tiny import record
@@ -118,3 +122,13 @@ def test_a_source_without_records_cannot_have_a_weight(
     mixed = MixedSource([*sources, JsonlSource(tmp_path / "none.jsonl")], weights=[1, 1, 1])
     with pytest.raises(UserError, match="source 3 of the mixture holds no record"):
         PermutationDataModule(train=mixed, tokenizer=str(tiny_model)).setup("fit")
+
+
+def test_what_shares_no_table_is_not_mixed_in_memory(tmp_path: Path) -> None:
+    write_jsonl([record("q", 3)], tmp_path / "windows.jsonl")
+    pair = {"prompt": "Order.", "chosen": "[1]", "rejected": "[2]"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    parts = [JsonlSource(tmp_path / "windows.jsonl"), PairsSource(tmp_path / "pairs.jsonl")]
+    for mixed in (parts, parts[::-1]):
+        with pytest.raises(UserError, match=r"^data\.init_args\.train: mixes rankings and ready-made pairs"):
+            load("train", MixedSource(mixed), (RankingRecord, PreferencePair))

@@ -26,6 +26,7 @@ from data_modules.sources import (
     MixedSource,
     PairsSource,
     PreferencePair,
+    RankLLMSource,
     ShardsSource,
 )
 from data_modules.sources.detect import open_source
@@ -88,6 +89,13 @@ def test_a_files_layout_is_told_by_its_first_row(source: Path, tmp_path: Path) -
     assert isinstance(open_source(source), JsonlSource)
     (tmp_path / "c.jsonl").write_text('\n{"id": "a", "conversations": []}\n')
     assert isinstance(open_source(tmp_path / "c.jsonl"), ConversationsSource)
+    for name, (content, layout) in {
+        "conversations": ([{"id": "a", "conversations": []}], ConversationsSource),
+        "messages": ([{"messages": [{"role": "user", "content": "a"}]}], MessagesSource),
+        "empty": ([], RankLLMSource),
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert type(open_source(tmp_path / f"{name}.json")) is layout
 
 
 def test_sources_of_all_kinds_are_named_on_the_command_line(

@@ -39,6 +39,7 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
     out = tmp_path / "data"
     trecdl_data.write_data(results.MODEL, *folders, out)
+    trecdl_data.write_judged(shared_data / "trec-dl", out)
     train = list(JsonlSource(out / "train.jsonl.gz"))
     sizes = Counter(len(record.passages) for record in train)
     assert len(train) == 57
@@ -65,6 +66,12 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     for record in trecdl_data.splade(shared_data / "trec-dl" / "dl22.splade_pp_ed.top100.jsonl.gz", of_each=1):
         assert record.permutation == tuple(range(1, 21))
         assert len({passage.text for passage in record.passages}) == 20
+
+
+def test_a_file_that_is_missing_is_named_before_the_model_works(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dl19\.teacher_windows\.jsonl\.gz does not exist"):
+        trecdl_data.write_data("/no/model", tmp_path, tmp_path, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_little_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +230,13 @@ def test_the_shipped_adapter_is_small_and_its_figures_are_named() -> None:
 
 def test_each_difference_has_its_line() -> None:
     found = {"difference": 0.0612, "interval": [0.01, 0.1], "p": 0.0123, "p_corrected": 0.0246}
-    compared = {"bm25.100": {"bm25": FIGURES, "direct": {**FIGURES, "over_bm25": found}, "dpo": {"over_direct": found}}}
+    compared = {
+        "bm25.100": {
+            "bm25": {**FIGURES, "over_direct": found},
+            "direct": {**FIGURES, "over_bm25": found},
+            "dpo": {"over_direct": found},
+        }
+    }
     _, _, *lines = results.differences(compared).splitlines()
     assert lines == [
         "| bm25, top 100 | direct SFT (RankZephyr's way) | bm25 | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",

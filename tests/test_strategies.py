@@ -139,8 +139,9 @@ def test_the_configuration_is_read(
     with pytest.raises(SystemExit) as stopped:
         train_in(tmp_path, [*words(config), f"--model.init_args.backbone.model={tiny_model}", "--print_config"])
     assert not stopped.value.code
-    trainer: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)["trainer"]
-    expected = yaml.safe_load(config.read_text())["trainer"]
+    read, written = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(config.read_text())
+    trainer, expected = read["trainer"], written["trainer"]
+    assert read["data"]["init_args"].items() >= written.get("data", {}).get("init_args", {}).items()
     assert trainer["devices"] == 8
     assert trainer["strategy"]["class_path"] == expected["strategy"]["class_path"]
     assert trainer["strategy"]["init_args"].items() >= expected["strategy"]["init_args"].items()

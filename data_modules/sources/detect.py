@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.records import RankingRecord
-from data_modules.sources.base import OnError, Row, Source, existing_file, parse_object, read_lines
+from data_modules.sources.base import OnError, Row, Source, existing_file, parse_object, read_array, read_lines
 from data_modules.sources.candidates import CandidatesSource
 from data_modules.sources.conversations import ConversationsSource
 from data_modules.sources.messages import MessagesSource
@@ -21,6 +21,8 @@ def open_source(path: str | Path, on_error: OnError = "raise") -> Source[Any]:
         UserError: where the first row is of none of them.
     """
     _, row = _first_row(path)
+    if row is None:
+        row = next((item for item in read_array(existing_file(path)) if isinstance(item, dict)), None)
     for name, layout in (("chosen", PairsSource), ("messages", MessagesSource), ("conversations", ConversationsSource)):
         if row is not None and name in row:
             return layout(path, on_error)

@@ -93,7 +93,8 @@ def rerank_candidates(
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
             in training, else not.
         queries: only the first so many queries.
-        shuffle: a seed; the model sees each list in random order, so that it cannot lean on the first stage's.
+        shuffle: a seed; the model sees each list (down to depth) in random order, so that it cannot lean on the first
+            stage's.
         choices: a JSONL(.gz) file to write, for compare: what was chosen in each window, and how surely.
         first_stage_run: a TREC run to write of the lists as they were, for compare.
         measures: by ir-measures' names.
@@ -132,7 +133,7 @@ def rerank_candidates(
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
     )
-    shown = records if shuffle is None else [record.shuffled(shuffle) for record in records]
+    shown = records if shuffle is None else [record.shuffled(shuffle, depth) for record in records]
     started = time.perf_counter()
     rankings = with_progress(shown, reranker)
     seconds = time.perf_counter() - started

@@ -123,7 +123,7 @@ def sweep_scales(
     loaded, tokenizer = reranker.decoder.model, reranker.decoder.encoder.chat.tokenizer
     for scale in scales:
         check_scalable(loaded, scale)
-    shown = records if shuffle is None else [record.shuffled(shuffle) for record in records]
+    shown = records if shuffle is None else [record.shuffled(shuffle, depth) for record in records]
     result: dict[str, Any] = {
         "measure": str(parsed[0]),
         "retention": retention,
