@@ -130,10 +130,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         """By what it is decided which examples a step is made of: a place in an epoch is a place under these alone."""
         named = ["batch_size", "num_workers", "seed", "streaming", "choices"]
         named += ["shuffle_buffer"] if self.streaming else []
-        named += [] if self.replay is None else ["replay_share"]
         return {f"data.{name}": getattr(self, name) for name in named} | {
+            "data.replay_share": None if self.replay is None else self.replay_share,
             **{f"data.augmentation.{name}": value for name, value in asdict(self.augmentation).items()},
-            **{f"records of data.{name}": count for name, count in self._learned_from().items()},
+            **{f"records of data.{name}": count for name, count in ({"replay": None} | self._learned_from()).items()},
             "weights of data.train": weights_of(self.sources["train"]),
             "trainer.accumulate_grad_batches": self._accumulated,
             "processes": self._place()[0],

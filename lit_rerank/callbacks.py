@@ -23,7 +23,7 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
-from lit_rerank.loop import begin_next_epoch, ends_epoch, forget_spent_loader, validation_follows
+from lit_rerank.loop import begin_next_epoch, ends_epoch, forget_spent_loader, stops, unstopped, validation_follows
 from lit_rerank.modules import RerankModule
 from lit_rerank.reading import Ranking
 from lit_rerank.reranker import save_prompt_settings
@@ -62,6 +62,11 @@ class AdapterCheckpoint(ModelCheckpoint):
         every_n_train_steps: int | None = None,
         save_on_train_epoch_end: bool | None = None,
     ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise UserError(
+                f"checkpoint.every_n_train_steps is {every_n_train_steps}; it must be at least 1, or null to save at "
+                "validations alone"
+            )
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -74,6 +79,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         )
         self.keep_last, self.last_every = save_last, every_n_train_steps
         self._last_saved_at = 0
+        self._stopped = False  # whether the batch under way is the last because training was asked to stop
         self._validation_first = False  # whether a run resumed from what is now saved begins with a validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -120,9 +126,11 @@ class AdapterCheckpoint(ModelCheckpoint):
         rank_zero_info(f"SIGTERM: stopped after step {trainer.global_step}, {kept if self.keep_last else lost}")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Write `last.ckpt` where it is due."""
-        if self._is_due(trainer) and not ends_epoch(trainer):
-            self._save_amid_epoch(trainer)
+        """Write `last.ckpt` where it is due, and where something (a Timer, `max_time`) stops training amid an epoch."""
+        self._stopped = stops(trainer)
+        with unstopped(trainer):
+            if (self._is_due(trainer) or self._stopped) and not ends_epoch(trainer):
+                self._save_amid_epoch(trainer)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
@@ -136,6 +144,7 @@ class AdapterCheckpoint(ModelCheckpoint):
             trainer.state.fn == TrainerFn.FITTING
             and not trainer.sanity_checking
             and not self._should_save_on_train_epoch_end(trainer)
+            and not self._stopped  # what is saved goes on where training stopped
         ):
             self._save_last(trainer)
 
@@ -313,7 +322,7 @@ class RerankedText(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        alone = trainer.is_global_zero and not is_sharded(module.model)
+        alone = trainer.is_global_zero and not is_sharded(module.model) and not is_partitioned(module.model)
         if not boards or batch_idx > 0 or not alone or trainer.sanity_checking:
             return
         rankings = outputs["rankings"] if outputs else []

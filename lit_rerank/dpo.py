@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -115,6 +115,10 @@ class DPOModule(RerankModule[PreferenceExample]):
         }
         weights = targets.lost if self.step_weights == "ndcg" else None
         return mean(losses, weights) + self.sft_weight * mean(nll), figures
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        self.reference.save()  # a resumed run does not ask again what this one has asked
 
     def on_validation_end(self) -> None:
         self.reference.save()

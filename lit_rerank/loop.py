@@ -1,5 +1,7 @@
 """Where Lightning's fit loop stands, and how it goes on from there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -10,6 +12,21 @@ def validation_follows(trainer: L.Trainer) -> bool:
     """Whether a validation comes next."""
     loop: Any = trainer.fit_loop
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def stops(trainer: L.Trainer) -> bool:
+    """Whether training ends after the batch under way because it was asked to."""
+    return trainer.should_stop and bool(trainer.fit_loop._can_stop_early)
+
+
+@contextmanager
+def unstopped(trainer: L.Trainer) -> Iterator[None]:
+    """Inside, what follows is what would if nothing had asked training to stop: so a resumed run finds it."""
+    asked, trainer.should_stop = trainer.should_stop, False
+    try:
+        yield
+    finally:
+        trainer.should_stop = asked
 
 
 def ends_epoch(trainer: L.Trainer) -> bool:

@@ -67,7 +67,8 @@ class Means:
     def add(self, name: str, value: Tensor | float, weight: int) -> None:
         """Add a mean over `weight` things."""
         if weight:
-            self._totals[name] = torch.as_tensor(value).detach() * weight + self._totals.get(name, 0.0)
+            mean = value.detach().float() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            self._totals[name] = mean * weight + self._totals.get(name, 0.0)
             self._weights[name] = self._weights.get(name, 0) + weight
 
     def state(self) -> dict[str, tuple[Tensor, int]]:

@@ -247,7 +247,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
     def _evaluate(self, stage: str, batch: Sequence[Any]) -> Evaluated:
         """Batches of candidates are reranked and measured; any others get the training objective."""
         if not isinstance(batch[0], RankingRecord):
-            self._note(stage, self.objective(batch))
+            objective = self.objective(batch)
+            self._note(stage, objective)
+            if not objective.tokens and is_sharded(self.model):
+                token_logps(self.model, idle(self.device))
             return None
         rankings = self.rerank(batch)
         for ranking in rankings:
@@ -267,7 +270,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         # `log` would repeat the figures of earlier steps where this one has none, such as a late choice's accuracy.
         if "loss" in figures:
             self.log("train/loss", figures["loss"][0], prog_bar=True, logger=False)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({f"train/{name}": value for name, (value, _) in figures.items()}, self.global_step)
 

@@ -38,7 +38,8 @@ class PreferenceExample:
     Attributes:
         ids: the sequence that holds what is chosen: the prompt and the teacher's answer.
         pick: None to use every rejected completion; otherwise the reference model picks among them:
-            `hardest` the one it likes most; `on_policy` its own choice, and no preference where that is the teacher's.
+            `hardest` the one it likes most; `on_policy` its own choice (the likeliest as a whole,
+            where identifiers have several tokens), and no preference where that is the teacher's.
         window: what it was made of, where that was a window.
     """
 

@@ -52,7 +52,7 @@ class Reference(ABC):
 
     def origin(self, settings: BackboneSettings) -> Origin:
         """Which weights answer: by default those that training starts from."""
-        return _origin(settings.model, settings.adapter, settings.load_in_4bit)
+        return _origin(settings.model, settings.adapter, settings.load_in_4bit, settings.dtype)
 
     def save(self) -> None:  # noqa: B027
         """Keep on disk what is worth keeping (see `Precomputed`)."""
@@ -80,7 +80,7 @@ class FrozenAdapter(Reference):
             add_adapter(policy, adapter, REFERENCE)
 
     def origin(self, settings: BackboneSettings) -> Origin:
-        return _origin(settings.model, self.adapter or settings.adapter, settings.load_in_4bit)
+        return _origin(settings.model, self.adapter or settings.adapter, settings.load_in_4bit, settings.dtype)
 
     def token_logps(self, packed: Packed) -> Tensor:
         trained = self.policy.active_adapter
@@ -141,7 +141,7 @@ class SeparateModel(Reference):
         ).eval()
 
     def origin(self, settings: BackboneSettings) -> Origin:
-        return _origin(*self._weights(settings))
+        return _origin(*self._weights(settings), self.dtype or settings.dtype)
 
     def _weights(self, settings: BackboneSettings) -> tuple[str, str | None, bool]:
         return (
@@ -263,11 +263,12 @@ def _keys(packed: Packed) -> list[int]:
     return [int.from_bytes(digest(contexts[place], token, 8), "big", signed=True) for place, token in questions]
 
 
-def _origin(model: str, adapter: str | None, load_in_4bit: bool) -> Origin:
+def _origin(model: str, adapter: str | None, load_in_4bit: bool, dtype: DType) -> Origin:
     return {
         "model": identity(model),
         "adapter": "none" if adapter is None else identity(adapter),
         "quantisation": "NF4" if load_in_4bit else "none",
+        "dtype": dtype,
     }
 
 

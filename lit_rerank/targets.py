@@ -232,7 +232,7 @@ class PreferenceTargets:
             length=torch.tensor(length, device=device),
             chosen=torch.tensor(chosen, device=device),
             rejected=_padded(rejected, device),
-            lost=torch.tensor(lost, device=device),
+            lost=torch.tensor(lost, dtype=torch.float32, device=device),  # bf16-true has another default
             window=torch.tensor(window, device=device),
             windows=len(examples),
             step=torch.tensor(step, device=device),

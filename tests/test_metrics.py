@@ -92,6 +92,22 @@ def test_means_are_weighted_and_collected_once() -> None:
     assert gather("alone") == ["alone"]
 
 
+def test_sums_do_not_depend_on_the_default_type() -> None:
+    """bf16-true sets it while a step is made."""
+    figures, before = Means(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for _ in range(1000):
+            figures.add("plain", 1.6, 8)
+            figures.add("tensor", torch.tensor(1.6), 8)
+    finally:
+        torch.set_default_dtype(before)
+    assert figures.collect() == {
+        "plain": (pytest.approx(1.6), 8000),
+        "tensor": (pytest.approx(float(torch.tensor(1.6, dtype=torch.bfloat16))), 8000),
+    }
+
+
 def test_an_unknown_measure_is_a_user_error() -> None:
     with pytest.raises(UserError, match="there is no measure 'nDGC@10'"):
         parse_measure("nDGC@10")

@@ -84,7 +84,7 @@ def test_other_data_is_not_found(tiny_model: Path, sft: Path, targets: Preferenc
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("what", ["adapter", "model", "no adapter", "quantisation"])
+@pytest.mark.parametrize("what", ["adapter", "model", "no adapter", "quantisation", "dtype"])
 def test_values_of_another_start_are_stale(
     what: str, tiny_model: Path, sft: Path, targets: PreferenceTargets, tmp_path: Path
 ) -> None:
@@ -103,6 +103,8 @@ def test_values_of_another_start_are_stale(
         tuned.save_pretrained(model)
     elif what == "no adapter":
         settings = start("fresh", model, adapter)
+    elif what == "dtype":
+        settings = start("sft", model, adapter, dtype="bfloat16")
     else:
         settings = start("sft", model, adapter, load_in_4bit=True)
     match = f"stale: they were made with another {what.removeprefix('no ')}; delete them"

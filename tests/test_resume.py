@@ -99,6 +99,23 @@ def test_a_run_resumes_after_the_last_step_of_an_epoch_that_no_validation_follow
     check_resume(folder, f"sft-epoch-{workers}", args, crashes=(4,))
 
 
+def test_a_run_that_was_stopped_amid_an_epoch_goes_on_there(folder: Path, tiny_model: Path) -> None:
+    args = command(
+        "sft", "lora", "permutations", "stopped", *COMMON, "--trainer.max_epochs=1", DROPOUT, model=tiny_model
+    )
+    train_in(folder, [*args, "--trainer.default_root_dir=stopped-whole"])
+    stop = CRASH.replace("Crash", "Stop")
+    train_in(folder, [*args, f"--trainer.callbacks+={stop}", "--trainer.callbacks.at=2"])
+    assert max(figures(folder / "stopped")) == 2
+    train_in(folder, [*args, "--ckpt_path=last"])
+    whole, resumed = (figures(folder / run) for run in ("stopped-whole", "stopped"))
+    assert list(whole) == [1, 2, 3, 4]
+    for step, row in whole.items():
+        known = [name for name in row if name.startswith(("train/", "lr")) and "tokens" not in name]
+        assert {name: resumed[step].get(name) for name in known} == {name: row[name] for name in known}, step
+    assert resumed[4]["val/loss"] == whole[4]["val/loss"]
+
+
 def test_a_run_that_stops_again_before_it_has_gone_on_resumes(folder: Path, tiny_model: Path) -> None:
     """It validates first, and what it saves then is where it was resumed: dropout would tell."""
     args = command(
@@ -181,6 +198,12 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches 1"),
         ("data.init_args.augmentation.max_size=3", "data.augmentation.max_size 20", "data.augmentation.max_size 3"),
         ("data.init_args.train.init_args.path=data/val.jsonl", "records of data.train 8", "records of data.train 2"),
+        (
+            'data.init_args.replay={"class_path": "data_modules.sources.MessagesSource", "init_args": {"path": '
+            '"data/replay.jsonl"}}',
+            "data.replay_share None, records of data.replay None",
+            "data.replay_share 0.1, records of data.replay 5",
+        ),
         ("model.init_args.optimizer.lr=0.5", "optimizer.lr 0.01", "optimizer.lr 0.5"),
     ],
 )

@@ -302,6 +302,7 @@ MISTAKES = {
     "wrong adapter path": (["--model.init_args.backbone.adapter=./none/adapter"], "./none/adapter"),
     "wrong config": (["--config=none.yaml"], "none.yaml"),
     "wrong checkpoint": (["--ckpt_path=none.ckpt"], "Checkpoint file not found: none.ckpt"),
+    "a checkpoint every no steps": (["--checkpoint.every_n_train_steps=0"], "every_n_train_steps is 0; it must be at"),
     "unknown key": (["--config=unknown.yaml"], "'optimiser.lr' is not accepted"),
     "unknown option": (["--foo=1"], "unrecognized arguments: --foo=1"),
     "unknown class": (["--model=lit_rerank.None"], "lit_rerank.None"),

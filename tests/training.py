@@ -78,6 +78,17 @@ class Crash(L.Callback):
             raise RuntimeError("power cut")
 
 
+class Stop(Crash):
+    """Asks training to stop after step `at`, as a Timer does."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        pass
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.at:
+            trainer.should_stop = True
+
+
 class CrashBeforeValidation(Crash):
     """The same, before the validation that follows step `at`."""
 
