@@ -2,7 +2,9 @@
 
 import errno
 import logging
+import os
 import re
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -175,6 +177,9 @@ def in_one_line(run: Callable[[], Any]) -> None:
         sys.exit(f"error: {_message(error)}")
     except KeyboardInterrupt:
         sys.exit(130)  # as the shell has it; the user knows why
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (OSError, RuntimeError, MemoryError) as error:
         said = _failure(error)
         if said is None:

@@ -169,3 +169,10 @@ def test_completion_scripts_are_made_and_complete(checkout: Path, script: str, c
     ask = f'source {file}; COMP_WORDS=({script} {command[:2]}); COMP_CWORD=1; {function}; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [command]
+
+
+def test_who_has_read_enough_may_close_the_pipe() -> None:
+    code = "from lit_rerank.cli import in_one_line; in_one_line(lambda: [print('x' * 999) for _ in range(99999)])"
+    piped = f'"{sys.executable}" -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
