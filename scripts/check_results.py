@@ -11,7 +11,8 @@ from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import report
 from scripts.recipes import start_anew
-from scripts.results import LISTS, ask, rank, read
+from scripts.results import ask, rank, read
+from scripts.rows import LISTS
 
 EXPECTED = Path("results/expected.json")
 ADAPTER = Path("adapters/smollm2-135m-chain")

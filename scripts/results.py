@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +29,8 @@ from lit_rerank.metrics import interval, parse_measures, per_query
 from lit_rerank.paired import flat, paired
 from lit_rerank.retention import Retention
 from scripts.recipes import curve, dtype, go_on, pays_to_compile
+from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS, Row
+from scripts.tables import differences, kept_over_direct, table, trainings
 from scripts.trecdl_data import write_data, write_judged
 
 mpl.use("Agg")
@@ -39,33 +40,8 @@ MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/results")
 READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
-LISTS = ("bm25", "splade_pp_ed")
-DEPTHS = (20, 100)
 QUESTIONS = 570
 DETAILS = "mmlu.details.jsonl"
-KEPT = {
-    "answer_logprob": "answer log-likelihood",
-    "bits_per_byte": "bits a byte",
-    "acc_cloze": "MMLU cloze",
-    "acc": "MMLU letters",
-}
-SHORT = ("--trainer.max_steps=150",)
-FORGETFUL = (*SHORT, "--data.init_args.replay=null")
-JUDGED = (
-    *FORGETFUL,
-    "--data.init_args.augmentation.min_size=4",  # besides at most three that are relevant, others
-    "--trainer.max_epochs=-1",
-    "--trainer.val_check_interval=150",
-    "--trainer.check_val_every_n_epoch=null",
-)
-BY_HEART = (
-    *JUDGED,
-    "--trainer.max_steps=60",
-    "--trainer.val_check_interval=60",
-    "--trainer.limit_val_batches=1",  # as short as it can be: training's own loss tells
-    "--data.init_args.augmentation.min_size=6",
-    "--data.init_args.augmentation.max_size=6",
-)
 LAST = 10  # steps, over which losses are averaged
 CORES = (
     "--trainer.accelerator=cpu",
@@ -74,76 +50,6 @@ CORES = (
     "--trainer.num_sanity_val_steps=0",  # sixteen lists, reranked before the first step
     "--data.init_args.batch_size=4",
 )
-
-
-@dataclass(frozen=True)
-class Training:
-    """A recipe that is run.
-
-    Attributes:
-        start: the training whose adapter it starts from.
-        options: further arguments.
-        data: the file that it learns from.
-    """
-
-    recipe: str
-    start: str | None = None
-    options: tuple[str, ...] = ()
-    data: str = "train"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A system that is measured.
-
-    Attributes:
-        title: what it is.
-        training: whose adapter is measured; None: the model as it is.
-        decode: how it ranks.
-        depths: how much of a list it ranks.
-        asked: whether it is asked what it still knows.
-    """
-
-    title: str
-    training: str | None
-    decode: str
-    depths: tuple[int, ...] = DEPTHS
-    asked: bool = True
-
-    @property
-    def adapter(self) -> Path | None:
-        """Where the training leaves it."""
-        return None if self.training is None else RUNS / self.training / "adapter"
-
-
-TRAININGS = {
-    "pointing": Training("trecdl.pointing", data="pointing"),
-    # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
-    "direct": Training(
-        "trecdl.sft",
-        "pointing",
-        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616"),
-    ),
-    "chain": Training("trecdl.sft", "pointing"),
-    "dpo": Training("trecdl.dpo", "chain"),
-    "short": Training("trecdl.sft", "pointing", SHORT),
-    "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
-    "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
-    "by_heart": Training("trecdl.sft", "chain", BY_HEART, "few"),
-}
-ROWS = {
-    "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
-    "likelihood": Row("untuned, query likelihood", None, "likelihood", asked=False),
-    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
-    "chain": Row("chain SFT", "chain", "chain"),
-    "dpo": Row("chain SFT + DPO", "dpo", "chain"),
-    "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
-    "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
-    # What the model and its format can hold: it has learned the judgements that it is measured by.
-    "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
-    # Whether so few lists can be learned at all: its choice loss tells, no measurement.
-    "by_heart": Row("chain SFT, 60 steps more of 16 lists", "by_heart", "chain", depths=(), asked=False),
-}
 
 
 def main() -> None:
@@ -210,15 +116,16 @@ def train(name: str, lists: Path) -> None:
 def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
     """Rank both lists to both depths, and ask what the model still knows; what is measured is not measured again."""
     folder = RUNS / "measured" / name
+    adapter = None if row.training is None else RUNS / row.training / "adapter"
     for first_stage in LISTS:
         for depth in row.depths:
-            rank(row.adapter, row.decode, first_stage, depth, lists, folder)
-    if row.asked and row.adapter is None:
+            rank(adapter, row.decode, first_stage, depth, lists, folder)
+    if row.asked and adapter is None:
         ask(None, mmlu, folder)
     elif row.asked:
         base = RUNS / "measured" / "base"
         ask(None, mmlu, base)
-        ask(row.adapter, mmlu, folder, base)
+        ask(adapter, mmlu, folder, base)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "complete").touch()
 
@@ -352,83 +259,6 @@ def tokens_of(run: Path) -> dict[int, float]:
     """How many tokens each step has read. A process logs its own; what the others read is taken to be as much."""
     processes = int(yaml.safe_load((run / "config.yaml").read_text())["trainer"]["devices"])
     return {step: processes * tokens for step, tokens in curve(run, "train/tokens")}
-
-
-def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown: nDCG@10 with intervals, and what is kept, with the intervals of its change.
-
-    Of MMLU's two forms, the row that nothing is compared with has the p-values of being no better than chance.
-    """
-    columns = [f"{first_stage}, top {depth}" for first_stage in LISTS for depth in DEPTHS]
-    lines = [
-        "| " + " | ".join(["", *columns, *KEPT.values()]) + " |",
-        "|---" * (1 + len(columns) + len(KEPT)) + "|",
-    ]
-    lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
-    first_stage = [_mean(compared[key][key.partition(".")[0]]) for key in lists]
-    lines.append("| " + " | ".join(["first stage", *first_stage, *[""] * len(KEPT)]) + " |")
-    for name in (row for row in rows if ROWS[row].depths):
-        cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
-        cells += [_kept(kept.get(name), measure) for measure in KEPT]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def differences(compared: dict[str, dict[str, Any]]) -> str:
-    """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values."""
-    lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
-    for key, systems in compared.items():
-        for name, figures in ((name, systems[name]) for name in ROWS if name in systems):
-            for over in (key.partition(".")[0], "direct"):
-                found = figures.get(f"over_{over}")
-                if found is not None:
-                    low, high = found["interval"]
-                    change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
-                    tests = f"{found['p']:.4f} | {found['p_corrected']:.4f}"
-                    lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
-    return "\n".join(lines) + "\n"
-
-
-def kept_over_direct(kept: dict[str, dict[str, Any]]) -> str:
-    """Each row's differences from direct SFT in what is kept, as Markdown; of bits a byte, fewer are better."""
-    lines = ["| " + " | ".join(["over direct SFT", *KEPT.values()]) + " |", "|---" * (1 + len(KEPT)) + "|"]
-    for name, figures in kept.items():
-        if f"over_direct.difference.{next(iter(KEPT))}" in figures:
-            cells = [_change(figures, f"over_direct.difference.{measure}") for measure in KEPT]
-            lines.append("| " + " | ".join([ROWS[name].title, *cells]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def trainings(trained: dict[str, dict[str, float]]) -> str:
-    """What each training took, and the choice loss of its first and last steps beside guessing's, as Markdown."""
-    lines = ["| training | steps | tokens | minutes | choice loss (guessing), at first | at last |", "|---" * 6 + "|"]
-    for name, took in trained.items():
-        losses = [
-            f"{took[f'choice_loss.{part}']:.3f} ({took[f'guessing.{part}']:.3f})" if "choice_loss.last" in took else ""
-            for part in ("first", "last")
-        ]
-        lines.append(f"| {name} | {took['steps']} | {took['tokens']:,.0f} | {took['minutes']} | {' | '.join(losses)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _mean(figures: dict[str, Any] | None) -> str:
-    if figures is None:
-        return ""
-    low, high = figures["interval"]
-    return f"{figures['mean']:.4f} ({low:.3f} to {high:.3f})"
-
-
-def _kept(figures: dict[str, Any] | None, measure: str) -> str:
-    if figures is None:
-        return ""
-    if f"difference.{measure}" in figures:
-        return _change(figures, f"difference.{measure}")
-    chance = f"{measure}_p_chance"
-    return f"{figures[measure]:.4f}" + (f" (p = {figures[chance]:.3f})" if chance in figures else "")
-
-
-def _change(figures: dict[str, Any], change: str) -> str:
-    return f"{figures[change]:+.4f} ({figures[f'{change}.low']:+.4f} to {figures[f'{change}.high']:+.4f})"
 
 
 def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:

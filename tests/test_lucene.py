@@ -237,30 +237,31 @@ def test_a_prebuilt_index_by_its_name(fleas: Path, monkeypatch: pytest.MonkeyPat
     assert record.qrels == {"007": 2}
 
 
-def test_topics_and_qrels_by_their_name(fleas: Path) -> None:
+COVID = (
+    '<topics><topic number="1"><query>fleas origin</query><question>where from</question><narrative>seeking</narrative>'
+    "</topic></topics>"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "topics", "content", "qrels", "expected"),
+    [
+        ("dl19-passage", "txt", "7\tfleas living\n", "7 0 0012 3\n", ({"7": "fleas living"}, {"7": {"0012": 3}})),
+        ("covid-round1", "xml", COVID, "1 0 a 2\n", ({"1": "fleas origin"}, {"1": {"a": 2}})),  # it has no title
+    ],
+)
+def test_topics_and_qrels_by_their_name(
+    fleas: Path, name: str, topics: str, content: str, qrels: str, expected: tuple[Any, Any]
+) -> None:
     """In a process of its own: Anserini looks up the home folder once."""
     cache = fleas / ".cache" / "pyserini" / "topics-and-qrels"  # where they would be, had they been downloaded
     cache.mkdir(parents=True)
-    (cache / "topics.dl19-passage.txt").write_text("7\tfleas living\n")
-    (cache / "qrels.dl19-passage.txt").write_text("7 0 0012 3\n")
-    code = "from data_modules.lucene import topics; print(topics('dl19-passage'))"
+    (cache / f"topics.{name}.{topics}").write_text(content)
+    (cache / f"qrels.{name}.txt").write_text(qrels)
+    code = f"from data_modules.lucene import topics; print(topics({name!r}))"
     environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
-    assert said.splitlines()[-1] == "({'7': 'fleas living'}, {'7': {'0012': 3}})"
-
-
-def test_topics_whose_queries_are_called_otherwise(fleas: Path) -> None:
-    cache = fleas / ".cache" / "pyserini" / "topics-and-qrels"
-    cache.mkdir(parents=True)
-    (cache / "topics.covid-round1.xml").write_text(
-        '<topics><topic number="1"><query>fleas origin</query><question>where from</question>'
-        "<narrative>seeking</narrative></topic></topics>"
-    )
-    (cache / "qrels.covid-round1.txt").write_text("1 0 a 2\n")
-    code = "from data_modules.lucene import topics; print(topics('covid-round1'))"
-    environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
-    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
-    assert said.splitlines()[-1] == "({'1': 'fleas origin'}, {'1': {'a': 2}})"
+    assert said.splitlines()[-1] == repr(expected)
 
 
 def test_topics_without_a_query_are_named(started: Any) -> None:

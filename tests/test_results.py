@@ -23,7 +23,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.reranker import save_prompt_settings
 from lit_rerank.retention import Answered, Read, Retention
-from scripts import check_results, results, ship_adapter, trecdl_data
+from scripts import check_results, results, ship_adapter, tables, trecdl_data
 from tests.references import save_adapter
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
@@ -158,7 +158,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
     }
     kept["base"] |= {"acc": 0.25, "acc_p_chance": 0.51}
     kept["dpo"]["acc"] = 0.26
-    heading, rule, first_stage, base, dpo = results.table(["base", "dpo"], compared, kept).splitlines()
+    heading, rule, first_stage, base, dpo = tables.table(["base", "dpo"], compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
     assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
     assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
@@ -184,7 +184,7 @@ def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: p
     assert not any(name.startswith("over_direct") for name in kept["direct"])
     assert kept["dpo"]["over_direct.difference.acc"] == pytest.approx(0.25)
     assert kept["dpo"]["over_direct.difference.bits_per_byte"] == pytest.approx(-0.025)
-    _, _, line = results.kept_over_direct(kept).splitlines()
+    _, _, line = tables.kept_over_direct(kept).splitlines()
     assert line.startswith("| chain SFT + DPO | ")
     assert "| -0.0250 (-0.0" in line
     assert line.count("+0.2500 (") == 3
@@ -237,7 +237,7 @@ def test_each_difference_has_its_line() -> None:
             "dpo": {"over_direct": found},
         }
     }
-    _, _, *lines = results.differences(compared).splitlines()
+    _, _, *lines = tables.differences(compared).splitlines()
     assert lines == [
         "| bm25, top 100 | direct SFT (RankZephyr's way) | bm25 | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
         "| bm25, top 100 | chain SFT + DPO | direct | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
@@ -265,7 +265,7 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     preferences = results.cost(tmp_path)
     assert "choice_loss.last" not in preferences
-    _, _, *lines = results.trainings({"chain": took, "dpo": preferences}).splitlines()
+    _, _, *lines = tables.trainings({"chain": took, "dpo": preferences}).splitlines()
     assert lines == [
         "| chain | 20 | 24,000 | 20.0 | 0.910 (0.900) | 0.710 (0.900) |",
         "| dpo | 20 | 24,000 | 20.0 |  |  |",

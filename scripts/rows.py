@@ -1,0 +1,88 @@
+"""The rows of RESULTS.md: which trainings there are, and which systems are measured."""
+
+from dataclasses import dataclass
+
+LISTS = ("bm25", "splade_pp_ed")
+DEPTHS = (20, 100)
+SHORT = ("--trainer.max_steps=150",)
+FORGETFUL = (*SHORT, "--data.init_args.replay=null")
+JUDGED = (
+    *FORGETFUL,
+    "--data.init_args.augmentation.min_size=4",  # besides at most three that are relevant, others
+    "--trainer.max_epochs=-1",
+    "--trainer.val_check_interval=150",
+    "--trainer.check_val_every_n_epoch=null",
+)
+BY_HEART = (
+    *JUDGED,
+    "--trainer.max_steps=60",
+    "--trainer.val_check_interval=60",
+    "--trainer.limit_val_batches=1",  # as short as it can be: training's own loss tells
+    "--data.init_args.augmentation.min_size=6",
+    "--data.init_args.augmentation.max_size=6",
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe that is run.
+
+    Attributes:
+        start: the training whose adapter it starts from.
+        options: further arguments.
+        data: the file that it learns from.
+    """
+
+    recipe: str
+    start: str | None = None
+    options: tuple[str, ...] = ()
+    data: str = "train"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system that is measured.
+
+    Attributes:
+        title: what it is.
+        training: whose adapter is measured; None: the model as it is.
+        decode: how it ranks.
+        depths: how much of a list it ranks.
+        asked: whether it is asked what it still knows.
+    """
+
+    title: str
+    training: str | None
+    decode: str
+    depths: tuple[int, ...] = DEPTHS
+    asked: bool = True
+
+
+TRAININGS = {
+    "pointing": Training("trecdl.pointing", data="pointing"),
+    # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
+    "direct": Training(
+        "trecdl.sft",
+        "pointing",
+        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616"),
+    ),
+    "chain": Training("trecdl.sft", "pointing"),
+    "dpo": Training("trecdl.dpo", "chain"),
+    "short": Training("trecdl.sft", "pointing", SHORT),
+    "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
+    "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
+    "by_heart": Training("trecdl.sft", "chain", BY_HEART, "few"),
+}
+ROWS = {
+    "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
+    "likelihood": Row("untuned, query likelihood", None, "likelihood", asked=False),
+    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
+    "chain": Row("chain SFT", "chain", "chain"),
+    "dpo": Row("chain SFT + DPO", "dpo", "chain"),
+    "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
+    "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
+    # What the model and its format can hold: it has learned the judgements that it is measured by.
+    "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
+    # Whether so few lists can be learned at all: its choice loss tells, no measurement.
+    "by_heart": Row("chain SFT, 60 steps more of 16 lists", "by_heart", "chain", depths=(), asked=False),
+}
