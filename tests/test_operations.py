@@ -18,6 +18,7 @@ from lit_rerank.run_record import describe, git_state, versions
 from tests.training import CONFIGS, command, figures, train_in, write_data
 
 STEPS = ("--trainer.max_steps=6", "--data.init_args.batch_size=2", "--trainer.accumulate_grad_batches=2")
+REPLAYED = (f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--seed_everything=5")
 TAG = "run/text_summary"
 
 
@@ -36,7 +37,7 @@ def fit(folder: Path, model: Path, run: str, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(folder: Path, tiny_model: Path) -> Path:
-    fit(folder, tiny_model, "run", f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--seed_everything=5")
+    fit(folder, tiny_model, "run", *REPLAYED)
     return folder / "run"
 
 
@@ -201,7 +202,7 @@ def test_a_dry_run_leaves_an_earlier_run_alone(
     folder: Path, tiny_model: Path, run: Path, record: dict[str, Any]
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
-    fit(folder, tiny_model, "run", "--dry_run", "--ckpt_path=run/checkpoints/last.ckpt")
+    fit(folder, tiny_model, "run", *REPLAYED, "--dry_run", "--ckpt_path=run/checkpoints/last.ckpt")
     after = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
     assert after == before | {run / "dry_run.json": after[run / "dry_run.json"]}
 
