@@ -11,7 +11,7 @@ from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import report
 from scripts.recipes import start_anew
-from scripts.results import ask, rank, read
+from scripts.results import ask, check_measurable, rank, read
 from scripts.rows import LISTS
 
 EXPECTED = Path("results/expected.json")
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--mmlu", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--write", action="store_true", help="make these figures the expected ones")
     args = parser.parse_args()
+    check_measurable(args.lists, args.mmlu)
     start_anew(FOLDER)
     found = measured(args.lists, args.mmlu)
     report(found, str(FOLDER / "figures.json"))

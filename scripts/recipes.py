@@ -46,9 +46,8 @@ def go_on(recipe: str, run: Path, *overrides: str, without: str | None = None) -
     if complete.exists():
         print(f"{run} is complete: it is kept (to train it anew, remove it)", flush=True)
         return
-    last = run / "checkpoints" / "last.ckpt"
-    if last.exists():
-        overrides += (f"--ckpt_path={last}",)
+    if any((run / "checkpoints").glob("*.ckpt")):
+        overrides += ("--ckpt_path=last",)
     train(recipe, run.parent, f"--trainer.default_root_dir={run}", *overrides, without=without)
     complete.touch()
 

@@ -6,13 +6,14 @@ summary.json and summary.md.
 """
 
 import argparse
-import gzip
+import hashlib
 import json
+import math
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import matplotlib as mpl
 import yaml
 
+from data_modules.sources.base import existing_file
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_qrels, read_run, write_run
 from lit_rerank.cli import in_one_line
@@ -41,15 +43,10 @@ RUNS = Path("runs/results")
 READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
 QUESTIONS = 570
+MMLU = "test_20_per_subject.jsonl.gz"
 DETAILS = "mmlu.details.jsonl"
+MADE_OF = "made_of.json"
 LAST = 10  # steps, over which losses are averaged
-CORES = (
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=2",
-    "--trainer.strategy=ddp",
-    "--trainer.num_sanity_val_steps=0",  # sixteen lists, reranked before the first step
-    "--data.init_args.batch_size=4",
-)
 
 
 def main() -> None:
@@ -58,40 +55,50 @@ def main() -> None:
     for name in ("data", "lists", "cranfield", "mmlu"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
-    files = {training.data: RUNS / "data" / f"{training.data}.jsonl.gz" for training in TRAININGS.values()}
-    if not all(path.exists() for path in files.values()):
-        before = {name: content(path) for name, path in files.items()}
+    check_measurable(args.lists, args.mmlu)
+    if not all(data_of(name).exists() for name in TRAININGS):
         write_judged(args.lists, RUNS / "data")
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
-        for name, training in TRAININGS.items():
-            if (RUNS / name).exists() and content(files[training.data]) != before[training.data]:
-                print(f"{RUNS / name} has learned from other data: to train it anew, remove it", flush=True)
-    for name in args.rows or ROWS:
-        row = ROWS[name]
-        if row.training is not None:
-            train(row.training, args.lists)
-        measure(name, row, args.lists, args.mmlu)
-    summarise(args.lists)
+    try:
+        for name in args.rows or ROWS:
+            row = ROWS[name]
+            if row.training is not None:
+                train(row.training, args.lists)
+            measure(name, row, args.lists, args.mmlu)
+    finally:
+        summarise(args.lists)
 
 
-def content(path: Path) -> bytes | None:
-    """What a compressed file holds, None where there is none."""
-    return gzip.decompress(path.read_bytes()) if path.exists() else None
+def check_measurable(lists: Path, mmlu: Path) -> None:
+    """Raise a UserError that names the first file which measuring needs and is not there."""
+    for name in (*(f"dl21.{first_stage}.top100.jsonl.gz" for first_stage in LISTS), "qrels.dl21.txt"):
+        existing_file(lists / name)
+    existing_file(mmlu / MMLU)
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
 def train(name: str, lists: Path) -> None:
-    """Run a training after those that it starts from, unless that was done."""
-    if (RUNS / name / "complete").exists():
+    """Run a training after those that it starts from, unless that was done.
+
+    Raises:
+        UserError: if it was stopped when it had learned from other data, or from another adapter.
+    """
+    training, run = TRAININGS[name], RUNS / name
+    if (run / "complete").exists():
+        if different(name):
+            print(f"{run} has learned from {different(name)}: it is kept (to train it anew, remove it)", flush=True)
         return  # whatever became of those that it started from
-    training = TRAININGS[name]
-    options = [*training.options, f"--data.init_args.train.init_args.path={RUNS}/data/{training.data}.jsonl.gz"]
+    if training.start is not None:
+        train(training.start, lists)
+    if different(name):
+        raise UserError(f"{run} was stopped, and has learned from {different(name)}: to train it anew, remove it")
+    options = [*training.options, f"--data.init_args.train.init_args.path={data_of(name)}"]
     if training.recipe == "trecdl.pointing":
         options.append(f"--data.init_args.val.init_args.path={RUNS}/data/pointing.val.jsonl.gz")
     else:
-        options += CORES
+        options += ["--trainer.num_sanity_val_steps=0", *processes()]  # sixteen lists, reranked before the first step
         if "--data.init_args.replay=null" not in options:
             options.append(f"--data.init_args.replay.init_args.path={RUNS}/data/self_taught/answers.jsonl.gz")
         for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
@@ -102,12 +109,45 @@ def train(name: str, lists: Path) -> None:
     if pays_to_compile():
         options.append("--model.init_args.backbone.compile=true")
     if training.start is not None:
-        train(training.start, lists)
         options.append(f"--model.init_args.backbone.adapter={RUNS / training.start}/adapter")
     for row in (row for row in ROWS if ROWS[row].training == name and (RUNS / "measured" / row).exists()):
         print(f"{RUNS}/measured/{row} is of an earlier adapter: it is removed", flush=True)
         shutil.rmtree(RUNS / "measured" / row)
-    go_on(training.recipe, RUNS / name, *options)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / MADE_OF).write_text(json.dumps(made_of(name), indent=2) + "\n")
+    go_on(training.recipe, run, *options)
+
+
+def processes() -> tuple[str, ...]:
+    """Without a GPU, a process for each of two cores, which read as much together as the recipe on one device."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ()
+    options = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "data.init_args.batch_size=4")
+    return tuple(f"--{option}" for option in options)
+
+
+def data_of(training: str) -> Path:
+    """The file that a training learns from."""
+    return RUNS / "data" / f"{TRAININGS[training].data}.jsonl.gz"
+
+
+def made_of(training: str) -> dict[str, str]:
+    """The SHA-256 of what a training learns from, and of the adapter that it starts from."""
+    start = TRAININGS[training].start
+    files = {"data": data_of(training)}
+    if start is not None:
+        files["weights"] = RUNS / start / "adapter" / "adapter_model.safetensors"
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.exists()}
+
+
+def different(training: str) -> str:
+    """What a training that has begun was made of and is there no more as it was; "" where nothing is known."""
+    path = RUNS / training / MADE_OF
+    now = made_of(training)
+    before = read(path) if path.exists() else {}
+    return " and ".join(f"other {name}" for name in before if now.get(name, before[name]) != before[name])
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -126,8 +166,6 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path) -> None:
         base = RUNS / "measured" / "base"
         ask(None, mmlu, base)
         ask(adapter, mmlu, folder, base)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "complete").touch()
 
 
 def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
@@ -143,7 +181,7 @@ def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists:
 
 def ask(adapter: Path | None, mmlu: Path, folder: Path, base: Path | None = None) -> None:
     """Ask what a model still knows; compared with what the base knew, by the folder of its figures."""
-    options = ["--questions", f"{mmlu}/test_20_per_subject.jsonl.gz", "--limit", str(QUESTIONS), "--text", "shipped"]
+    options = ["--questions", str(mmlu / MMLU), "--limit", str(QUESTIONS), "--text", "shipped"]
     if base is not None:
         options += ["--against", str(base / DETAILS)]
     evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", dtype())
@@ -167,42 +205,40 @@ def evaluate(command: str, metrics: Path, *options: str) -> None:
 
 
 def summarise(lists: Path) -> None:
-    """The rows that are complete, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
-    measured = [name for name in ROWS if (RUNS / "measured" / name / "complete").exists()]
+    """What is measured so far, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
     compared = {
-        f"{first_stage}.{depth}": compare(first_stage, depth, measured, lists)
-        for first_stage in LISTS
-        for depth in DEPTHS
+        f"{first_stage}.{depth}": compare(first_stage, depth, lists) for first_stage in LISTS for depth in DEPTHS
     }
-    kept = {name: retained(name, measured) for name in measured if ROWS[name].asked}
+    kept = {name: retained(name) for name in ROWS if (RUNS / "measured" / name / "mmlu.json").exists()}
     trained = {name: cost(RUNS / name) for name in TRAININGS if is_logged(RUNS / name)}
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    tables = [table(measured, compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
+    tables = [table(compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
     (RUNS / "summary.md").write_text("\n".join(table for table in tables if table.count("\n") > 2))
-    draw_trade_off(measured, compared, kept)
+    draw_trade_off(compared, kept)
     draw_curves(name for name in trained if name not in ROWS or ROWS[name].depths)
     print(f"\n{(RUNS / 'summary.md').read_text()}\nfigures: {RUNS}/summary.json   pictures: {RUNS}/*.png")
 
 
-def compare(first_stage: str, depth: int, measured: Sequence[str], lists: Path) -> dict[str, Any]:
-    """nDCG@10 of each row, with `evaluate.py compare`'s tests against the first stage and against direct SFT."""
+def compare(first_stage: str, depth: int, lists: Path) -> dict[str, Any]:
+    """nDCG@10 of each row that has ranked so much, and `evaluate.py compare`'s tests against the first stage and direct
+    SFT."""
     candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
     own = RUNS / "measured" / f"{first_stage}.run.txt"
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
-    measured = [name for name in measured if depth in ROWS[name].depths]
-    if not measured:
+    ranked = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}" for name in ROWS}
+    runs = {name: Path(f"{path}.run.txt") for name, path in ranked.items() if Path(f"{path}.json").exists()}
+    if not runs:
         return {first_stage: mean_of(own, lists / "qrels.dl21.txt")}
-    runs = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}.run.txt" for name in measured}
     named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in runs.items())]
     found: dict[str, Any] = {}
     for baseline in (first_stage, "direct"):
-        if baseline not in (first_stage, *measured):
+        if baseline not in (first_stage, *runs):
             continue
         metrics = RUNS / "compared" / f"{first_stage}.{depth}.{baseline}.json"
         metrics.unlink(missing_ok=True)  # another row may have come
         choices = [
-            f"--choices+={name}={path.parent / path.name.replace('run.txt', 'choices.jsonl.gz')}"
+            f"--choices+={name}={path.with_name(path.name.replace('run.txt', 'choices.jsonl.gz'))}"
             for name, path in runs.items()
         ]
         options = ["--qrels", f"{lists}/qrels.dl21.txt", "--baseline", baseline, "--candidates", candidates, *choices]
@@ -225,12 +261,13 @@ def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
     return {"mean": fmean(values), "interval": interval(values)}
 
 
-def retained(name: str, measured: Sequence[str]) -> dict[str, Any]:
+def retained(name: str) -> dict[str, Any]:
     """What a row still knows, and how much more of it than direct SFT's: differences question by question."""
     figures = read(RUNS / "measured" / name / "mmlu.json")
-    if "direct" not in measured or name in ("base", "direct"):
+    details = {row: RUNS / "measured" / row / DETAILS for row in ("direct", name)}
+    if not details["direct"].exists() or name in ("base", "direct"):
         return figures
-    direct, own = (Retention.load(RUNS / "measured" / row / DETAILS) for row in ("direct", name))
+    direct, own = (Retention.load(path) for path in details.values())
     return figures | {f"over_direct.{figure}": value for figure, value in flat(paired(direct, own)).items()}
 
 
@@ -261,12 +298,12 @@ def tokens_of(run: Path) -> dict[int, float]:
     return {step: processes * tokens for step, tokens in curve(run, "train/tokens")}
 
 
-def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
+def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
     """Ranking against what is still known: right and up is better."""
     ranking = compared["bm25.20"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
-        for name in (row for row in rows if row in kept and row in ranking):
+        for name in (row for row in ROWS if row in kept and row in ranking):
             ranked, change = ranking[name], f"difference.{measure}"
             x = kept[name].get(change, 0.0)
             ends = [kept[name].get(f"{change}.{end}", 0.0) for end in ("low", "high")]
@@ -286,17 +323,25 @@ def draw_trade_off(rows: Sequence[str], compared: dict[str, dict[str, Any]], kep
 
 
 def draw_curves(trained: Iterable[str]) -> None:
-    """nDCG@10 of BM25's top 20 of DL 2021 while the models learn."""
+    """nDCG@10 of BM25's top 20 of DL 2021 while the models learn: over all that they have read, practice included."""
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for name in trained:
-        points = curve(RUNS / name, "val/nDCG@10")
-        if points:
+        points, before = curve(RUNS / name, "val/nDCG@10"), read_before(name)
+        if points and not math.isnan(before):
             tokens = tokens_of(RUNS / name)
-            read_until = [sum(count for at, count in tokens.items() if at <= step) for step, _ in points]
+            read_until = [before + sum(count for at, count in tokens.items() if at <= step) for step, _ in points]
             axis.plot(read_until, [value for _, value in points], "o-", label=name)
     axis.set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
     axis.legend()
     figure.savefig(RUNS / "learning_curves.png", dpi=120)
+
+
+def read_before(training: str) -> float:
+    """How many tokens those have read that a training starts from, one after the other; nan where it was not logged."""
+    start = TRAININGS[training].start
+    if start is None:
+        return 0.0
+    return read_before(start) + sum(tokens_of(RUNS / start).values()) if is_logged(RUNS / start) else math.nan
 
 
 def read(path: Path) -> dict[str, Any]:

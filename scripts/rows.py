@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
-SHORT = ("--trainer.max_steps=150",)
+SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 JUDGED = (
-    *FORGETFUL,
+    "--trainer.max_steps=150",
+    "--data.init_args.replay=null",
     "--data.init_args.augmentation.min_size=4",  # besides at most three that are relevant, others
     "--trainer.max_epochs=-1",
     "--trainer.val_check_interval=150",
@@ -60,11 +61,11 @@ class Row:
 
 TRAININGS = {
     "pointing": Training("trecdl.pointing", data="pointing"),
-    # As much to read as chain SFT and DPO have together: direct answers are shorter, and DPO reads twice.
+    # About as much work as chain SFT and DPO are together: direct answers are shorter, so that there are more of them.
     "direct": Training(
         "trecdl.sft",
         "pointing",
-        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616"),
+        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616", "--trainer.val_check_interval=308"),
     ),
     "chain": Training("trecdl.sft", "pointing"),
     "dpo": Training("trecdl.dpo", "chain"),
@@ -80,7 +81,7 @@ ROWS = {
     "chain": Row("chain SFT", "chain", "chain"),
     "dpo": Row("chain SFT + DPO", "dpo", "chain"),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
-    "forgetful": Row("the same without replay", "forgetful", "chain", depths=(20,)),
+    "forgetful": Row("chain SFT, 150 steps, without replay", "forgetful", "chain", depths=(20,)),
     # What the model and its format can hold: it has learned the judgements that it is measured by.
     "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
     # Whether so few lists can be learned at all: its choice loss tells, no measurement.

@@ -1,8 +1,8 @@
 """The tables that `make results` writes, as Markdown."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from lit_rerank.comparison.significance import show_p
 from scripts.rows import DEPTHS, LISTS, ROWS
 
 KEPT = {
@@ -13,8 +13,8 @@ KEPT = {
 }
 
 
-def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown: nDCG@10 with intervals, and what is kept, with the intervals of its change.
+def table(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> str:
+    """What is measured as Markdown, a line a row: nDCG@10 with intervals, what is kept with those of its change.
 
     Of MMLU's two forms, the row that nothing is compared with has the p-values of being no better than chance.
     """
@@ -26,7 +26,7 @@ def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[s
     lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
     first_stage = [_mean(compared[key][key.partition(".")[0]]) for key in lists]
     lines.append("| " + " | ".join(["first stage", *first_stage, *[""] * len(KEPT)]) + " |")
-    for name in (row for row in rows if ROWS[row].depths):
+    for name in (row for row in ROWS if row in kept or any(row in systems for systems in compared.values())):
         cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
         cells += [_kept(kept.get(name), measure) for measure in KEPT]
         lines.append("| " + " | ".join(cells) + " |")
@@ -34,7 +34,8 @@ def table(rows: Sequence[str], compared: dict[str, dict[str, Any]], kept: dict[s
 
 
 def differences(compared: dict[str, dict[str, Any]]) -> str:
-    """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values."""
+    """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values, which are corrected
+    (Benjamini-Hochberg) for all rows and measures that are compared with the same on the same lists."""
     lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
     for key, systems in compared.items():
         for name, figures in ((name, systems[name]) for name in ROWS if name in systems):
@@ -43,7 +44,7 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
                 if found is not None:
                     low, high = found["interval"]
                     change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
-                    tests = f"{found['p']:.4f} | {found['p_corrected']:.4f}"
+                    tests = f"{show_p(found['p'])} | {show_p(found['p_corrected'])}"
                     lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
     return "\n".join(lines) + "\n"
 

@@ -38,7 +38,7 @@ def report(runs: Mapping[str, Path]) -> None:
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, run in runs.items():
-        if not (run / "metrics.jsonl").exists():
+        if not curve(run, f"val/{MEASURE}"):
             continue
         before = windows_seen(RUNS / "pointing")[-1][1] if name == "with practice" else 0
         seen = dict(windows_seen(run))

@@ -1,6 +1,7 @@
 """`make results`: its data, what it runs and in which order, and its table."""
 
 import json
+import math
 import random
 import shutil
 from collections import Counter
@@ -95,7 +96,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
                 metrics.write_text("{}")
             else:
                 option = next(word for word in words if word.startswith("--trainer.default_root_dir="))
-                Path(option.partition("=")[2]).mkdir(parents=True)
+                Path(option.partition("=")[2]).mkdir(parents=True, exist_ok=True)
 
     def so_far() -> list[list[str]]:
         found = [*asked]
@@ -119,7 +120,7 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
         (trained if words[0] == "train.py" else measured).append(words)
     recipes = [next(w for w in words if "recipes/" in w) for words in trained]
     assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
-    assert [set(results.CORES) <= set(words) for words in trained] == [False, True, True]
+    assert [set(results.processes()) <= set(words) for words in trained] == [False, True, True]
     assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in trained[2]
     assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"] * 2
     base, own = measured[-2:]  # what is known is compared with what the base knows
@@ -134,6 +135,46 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     results.train(row.training, Path("lists"))
     assert not (tmp_path / "measured" / "dpo").exists()
     assert (tmp_path / "measured" / "base").exists()
+
+
+def test_other_data_are_noticed(
+    commands: Callable[[], list[list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointing = results.data_of("pointing")
+    pointing.parent.mkdir()
+    pointing.write_text("old")
+    results.train("pointing", Path("lists"))
+    results.train("pointing", Path("lists"))
+    assert "learned from" not in capsys.readouterr().out
+    pointing.write_text("new")
+    results.train("pointing", Path("lists"))
+    assert f"{tmp_path}/pointing has learned from other data: it is kept" in capsys.readouterr().out
+    (tmp_path / "pointing" / "complete").unlink()
+    with pytest.raises(UserError, match="pointing was stopped, and has learned from other data: to train it anew"):
+        results.train("pointing", Path("lists"))
+    assert len(commands()) == 1
+
+
+def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    for name, tokens in {"pointing": 10.0, "chain": 100.0}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
+        row = {"step": 0, "train/tokens": tokens}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / name / "complete").touch()
+    assert [results.read_before(name) for name in ("pointing", "chain", "dpo")] == [0, 20, 220]
+    (tmp_path / "chain" / "metrics.jsonl").unlink()  # an adapter that came without its training
+    assert math.isnan(results.read_before("dpo"))
+
+
+def test_what_measuring_needs_is_named_before_any_work(tmp_path: Path) -> None:
+    for name in ("dl21.bm25.top100.jsonl.gz", "dl21.splade_pp_ed.top100.jsonl.gz", "qrels.dl21.txt"):
+        with pytest.raises(UserError, match=f"{name} does not exist"):
+            results.check_measurable(tmp_path, tmp_path)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"test_20_per_subject\.jsonl\.gz does not exist"):
+        results.check_measurable(tmp_path, tmp_path)
 
 
 def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(commands: Callable[[], list[list[str]]]) -> None:
@@ -158,7 +199,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
     }
     kept["base"] |= {"acc": 0.25, "acc_p_chance": 0.51}
     kept["dpo"]["acc"] = 0.26
-    heading, rule, first_stage, base, dpo = tables.table(["base", "dpo"], compared, kept).splitlines()
+    heading, rule, first_stage, base, dpo = tables.table(compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
     assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
     assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
@@ -180,7 +221,7 @@ def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: p
         folder.mkdir(parents=True)
         found.save(folder / results.DETAILS)
         (folder / "mmlu.json").write_text(json.dumps(found.figures()))
-    kept = {name: results.retained(name, ["direct", "dpo"]) for name in ("direct", "dpo")}
+    kept = {name: results.retained(name) for name in ("direct", "dpo")}
     assert not any(name.startswith("over_direct") for name in kept["direct"])
     assert kept["dpo"]["over_direct.difference.acc"] == pytest.approx(0.25)
     assert kept["dpo"]["over_direct.difference.bits_per_byte"] == pytest.approx(-0.025)
@@ -202,8 +243,11 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch:
             WindowChoices(r.qid, 0, tuple(p.docid for p in r.passages[:2]), (1, 2), 2, (-0.1, 0.0)) for r in records
         ]
         write_choices(windows, folder / f"dl21.{first_stage}.20.choices.jsonl.gz")
+        (folder / f"dl21.{first_stage}.20.json").write_text("{}")
     (folder / "mmlu.json").write_text(json.dumps(answered(3, 1.0).figures()))
-    (folder / "complete").touch()
+    (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
+    for suffix in ("run.txt", "choices.jsonl.gz", "json"):
+        shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
     results.summarise(lists)
@@ -211,7 +255,10 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch:
     for depth in (20, 100):
         assert summary["ranking"][f"bm25.{depth}"]["bm25"]["mean"] == pytest.approx(0.4458, abs=5e-5)
     assert summary["ranking"]["bm25.20"]["base"]["over_bm25"]["difference"] == 0
+    assert summary["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
+    assert "direct" not in summary["ranking"]["splade_pp_ed.20"]
     assert "base" not in summary["ranking"]["bm25.100"]
+    assert list(summary["retention"]) == ["base"]
     for name in ("summary.md", "trade_off.png", "learning_curves.png"):
         assert (tmp_path / name).stat().st_size > 100
 

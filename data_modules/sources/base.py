@@ -8,8 +8,9 @@ import reprlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
 
 from data_modules.files import MAX_ARRAY, decoded, read_lines
 from data_modules.files import existing_file as existing_file
@@ -103,16 +104,23 @@ def read_array(path: Path) -> list[Any]:
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Write a row a line, packed where the name ends in `.gz`. The file is put in place only once it is whole."""
+    """Write a row a line, packed where the name ends in `.gz`; the same rows are the same bytes.
+
+    The file is put in place only once it is whole.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with gzip.open(temporary, "wb") if path.suffix == ".gz" else temporary.open("wb") as file:
+        with temporary.open("wb") as raw, _packed(raw) if path.suffix == ".gz" else nullcontext(raw) as file:
             for row in rows:
                 file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _packed(raw: BinaryIO) -> gzip.GzipFile:
+    return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
 
 
 def to_object(raw: Any) -> Row:
