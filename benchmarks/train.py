@@ -1,7 +1,7 @@
 """`make bench-train`: step preferences and SFT windows a second, beside TRL and the physical limit.
 
 Real windows of TREC DL 2019 with their teachers' orders, passages of 60 tokens, LoRA of rank 16 on bfloat16 weights.
-All sides read the same windows and learn from the same preferences (one wrong identifier for each step), without the
+All sides read the same windows and learn from as many preferences (one wrong identifier for each step), without the
 optimizer's step. TRL is given the preferences as its users would, as pairs with a prompt. The sides that read a context
 for each completion do three preferences of a window, those in the middle of each third of its steps, whose contexts are
 a little shorter than the mean; what is compared is the time for one preference.

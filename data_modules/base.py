@@ -136,7 +136,10 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             **{f"records of data.{name}": count for name, count in ({"replay": None} | self._learned_from()).items()},
             "weights of data.train": weights_of(self.sources["train"]),
             "trainer.accumulate_grad_batches": self._accumulated,
+            "prompt.max_passage_tokens": self.prompt.max_passage_tokens,
             "processes": self._place()[0],
+            # Without a manifest it says how much an epoch is, and so which records are shuffled together.
+            **({"trainer.max_steps": self._max_steps} if None in self.streamed.values() else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -293,7 +296,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
     def _records_of_run(self, shards: Sequence[ShardsSource]) -> int:
         """How many records a process needs for all steps."""
         unknown = next(part.path for part in shards if part.manifest is None)
-        if self.trainer is None or self.trainer.max_steps < 1:
+        if self._max_steps < 1:
             raise UserError(
                 f"{unknown} has no manifest.json, so nobody knows how long an epoch is: set trainer.max_steps, or "
                 "prepare it with python -m data_modules.prepare"
@@ -302,8 +305,12 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             raise UserError(
                 f"{unknown} has no manifest.json, so nobody knows its share: set the weights of MixedSource"
             )
-        examples = self.trainer.max_steps * self._accumulated * self.batch_size
+        examples = self._max_steps * self._accumulated * self.batch_size
         return -(-examples // self.augmentation.windows_per_record)
+
+    @property
+    def _max_steps(self) -> int:
+        return self.trainer.max_steps if self.trainer else -1
 
     @property
     def _accumulated(self) -> int:

@@ -26,6 +26,9 @@ class PreferenceDataModule(RankingDataModule[PreferenceExample]):
         super().__init__(**kwargs)
         self.negatives = Negatives.parse(negatives)
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"data.negatives": str(self.negatives)}
+
     def example(self, row: Mapping[str, Any], epoch: int, index: int) -> PreferenceExample:
         if "chosen" in row:
             return self._pair(row, index)

@@ -112,7 +112,8 @@ def _attend(
             each token sees those up to itself.
     """
     heads, tokens, size = query.shape[1:]
-    if visible is None and (tokens > _SHORT or dropout or query.device.type != "cpu"):
+    by_products = tokens <= _SHORT and not dropout and query.device.type == "cpu"
+    if visible is None and not by_products:
         return scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
         )
@@ -122,7 +123,7 @@ def _attend(
     if visible is None:
         visible = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
     mask = visible.repeat(heads // shared, 1)
-    if tokens <= _SHORT and not dropout and query.device.type == "cpu":
+    if by_products:
         hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         # A part of a cache's room is copied: the product of matrices with gaps takes twice as long.
         scores = (grouped * (size**-0.5 if scaling is None else scaling)) @ key.contiguous().transpose(2, 3)

@@ -54,7 +54,8 @@ class BackboneSettings:
         adapter: a PEFT adapter to start from (DPO starts from SFT's); needs `tune: lora`.
         tune: `lora` trains an adapter, `full` trains every weight.
         load_in_4bit: QLoRA (Dettmers et al. 2023): NF4 with double quantisation; needs `tune: lora`.
-        dtype: of the frozen weights (and of 4-bit arithmetic); `auto` is what the checkpoint says.
+        dtype: of the frozen weights (and of 4-bit arithmetic); `auto` is what the checkpoint says, for 4-bit arithmetic
+            bfloat16.
         compile: torch.compile each layer. Rows then have few lengths (see `compiled_length`), each of which is
             compiled once; meant for long runs in bfloat16 on GPUs and on CPUs with AMX.
         lora: shape of a new adapter.
@@ -232,9 +233,23 @@ def _compile_layers(model: "PreTrainedModel") -> None:
     # limits nothing is compiled any more, without an error.
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(COMPILATIONS, getattr(torch._dynamo.config, limit)))
-    body: Any = model.base_model.model if is_adapted(model) else model
-    for layer in body.base_model.layers:
+    for layer in layers_of(model):
         layer.compile(dynamic=False)
+
+
+def layers_of(model: "PreTrainedModel") -> "torch.nn.ModuleList":
+    """The model's layers.
+
+    Raises:
+        UserError: if it does not name them as most models of Hugging Face do.
+    """
+    body: Any = model.base_model.model if is_adapted(model) else model
+    layers: torch.nn.ModuleList | None = getattr(body.base_model, "layers", None)
+    if layers is None:
+        raise UserError(
+            f"{type(body).__name__} names its layers otherwise than most: backbone.compile and FSDP cannot find them"
+        )
+    return layers
 
 
 def _new_adapter(model: "PreTrainedModel", lora: LoraSettings) -> "PreTrainedModel":
@@ -250,7 +265,7 @@ def _new_adapter(model: "PreTrainedModel", lora: LoraSettings) -> "PreTrainedMod
     )
     try:
         return cast("PreTrainedModel", get_peft_model(model, config))
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UserError(f"backbone.lora.target_modules: {error}") from error
 
 

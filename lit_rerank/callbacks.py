@@ -23,12 +23,20 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
-from lit_rerank.loop import begin_next_epoch, ends_epoch, forget_spent_loader, stops, unstopped, validation_follows
+from lit_rerank.loop import (
+    accumulates,
+    begin_next_epoch,
+    ends_epoch,
+    forget_spent_loader,
+    stops,
+    unstopped,
+    validation_follows,
+)
 from lit_rerank.modules import RerankModule
 from lit_rerank.reading import Ranking
 from lit_rerank.reranker import save_prompt_settings
 from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
-from lit_rerank.whole import damage, written_whole
+from lit_rerank.whole import damage, remove, written_whole
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -78,7 +86,8 @@ class AdapterCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.keep_last, self.last_every = save_last, every_n_train_steps
-        self._last_saved_at = 0
+        self._last_saved_at = 0  # or resumed at
+        self._has_saved = False  # in this process
         self._stopped = False  # whether the batch under way is the last because training was asked to stop
         self._validation_first = False  # whether a run resumed from what is now saved begins with a validation
 
@@ -107,6 +116,7 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         begin_next_epoch(trainer)
+        self._last_saved_at = trainer.global_step
         super().on_train_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -171,15 +181,14 @@ class AdapterCheckpoint(ModelCheckpoint):
             best_saved_at = self._last_global_step_saved
             last = Path(self.dirpath or "") / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
             if trainer.is_global_zero and self._last_saved_at != trainer.global_step:
-                first = self._last_saved_at == 0  # of this process: what is there may be anything
-                if first and trainer.ckpt_path is None:
-                    _previous(last).unlink(missing_ok=True)
-                elif last.exists() and not (first and _damage(last)):
+                if not self._has_saved and trainer.ckpt_path is None:
+                    remove(_previous(last))
+                elif last.exists() and (self._has_saved or not _damage(last)):  # at first, it may be anything
                     _keep_previous(last)
             self.last_model_path = str(last)
             self._save_checkpoint(trainer, self.last_model_path)
             self._last_global_step_saved = best_saved_at  # the best may still follow on this step
-            self._last_saved_at = trainer.global_step
+            self._last_saved_at, self._has_saved = trainer.global_step, True
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         module = cast(RerankModule[Any], trainer.lightning_module)
@@ -236,12 +245,13 @@ def _previous(last: Path) -> Path:
 
 
 def _keep_previous(last: Path) -> None:
-    """Give `last.ckpt` its second name."""
+    """Give `last.ckpt`, a file or a folder, its second name."""
     spare = last.with_name(".previous")
     spare.unlink(missing_ok=True)
     try:
         spare.hardlink_to(last)
-    except OSError:  # not every file system has links
+    except OSError:  # not every file system has links, and folders have none
+        remove(_previous(last))
         last.replace(_previous(last))
     else:
         spare.replace(_previous(last))
@@ -292,6 +302,8 @@ class Throughput(L.Callback):
         self._measure(module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: RerankModule[Any], optimizer: Any) -> None:  # type: ignore[override]
+        if accumulates(trainer):
+            return
         tokens, seconds = module.tokens_read - self._tokens, time.perf_counter() - self._since
         module.log("train/tokens", float(module.tokens_read - self._step))
         module.log("train/tokens_per_s", tokens / seconds)

@@ -15,6 +15,8 @@ Message = dict[str, str]
 
 # Switches by which chat templates turn thinking off; a template ignores those that it does not know.
 _NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+# Templates that write today's date ask this for it.
+_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 _PROBE = "probe7f3a"
 _QUESTION: Message = {"role": "user", "content": "Q"}
 
@@ -105,6 +107,12 @@ class ChatTokenizer:
             return False
         return _PROBE in text
 
+    @cached_property
+    def _template(self) -> str:
+        """The template, in which it is always the same day: what is taught must not change overnight."""
+        template = str(self.tokenizer.get_chat_template())
+        return f"{_DAY}{template}" if "strftime_now" in template else template
+
     def _apply_template(self, messages: Sequence[Message], **options: Any) -> str:
         from jinja2 import TemplateError
 
@@ -114,7 +122,8 @@ class ChatTokenizer:
                 "take the instruction-tuned model, or add a chat_template.jinja to its directory"
             )
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options, **_NO_THINKING))
+            options |= {"chat_template": self._template, "tokenize": False}
+            return str(self.tokenizer.apply_chat_template(list(messages), **options, **_NO_THINKING))
         except (TemplateError, OverflowError, RecursionError) as error:  # the sandbox counts rounds
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"the chat template of {self.name!r} refuses messages of {roles}: {error}") from error

@@ -65,8 +65,7 @@ class QueryLikelihood(Decoder):
 
 
 def _ask(packer: Packer, context: Ids, query: Ids) -> list[int]:
-    trunk = packer.trunk(context + query)
-    return [packer.ask(trunk, len(context) + i, token) for i, token in enumerate(query)]
+    return packer.ask_each(packer.trunk(context + query), len(context), query)
 
 
 def _by_likelihood(scores: torch.Tensor) -> Decoded:

@@ -14,6 +14,14 @@ def validation_follows(trainer: L.Trainer) -> bool:
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
+def accumulates(trainer: L.Trainer) -> bool:
+    """Whether the optimizer's step is still to come.
+
+    Where a strategy accumulates by itself (DeepSpeed), Lightning calls the hooks of that step after each batch.
+    """
+    return bool(trainer.fit_loop._should_accumulate())
+
+
 def stops(trainer: L.Trainer) -> bool:
     """Whether training ends after the batch under way because it was asked to."""
     return trainer.should_stop and bool(trainer.fit_loop._can_stop_early)

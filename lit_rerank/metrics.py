@@ -73,7 +73,7 @@ class Means:
 
     def state(self) -> dict[str, tuple[Tensor, int]]:
         """What has been added on this process since the last `collect`: sum and weight of every figure."""
-        return {name: (total, self._weights[name]) for name, total in self._totals.items()}
+        return {name: (total.cpu(), self._weights[name]) for name, total in self._totals.items()}
 
     def set_state(self, state: Mapping[str, tuple[Tensor, int]]) -> None:
         """Go on from where `state` was called."""

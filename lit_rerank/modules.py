@@ -18,6 +18,7 @@ from lit_rerank.backbone import BackboneSettings, context_length, load_backbone,
 from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.loop import accumulates
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
@@ -168,6 +169,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         return objective.windows.sum() + self.replay_weight * objective.replay.sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if accumulates(self.trainer):
+            return
         figures = self._figures["train"].collect()
         self._check_finite(figures)
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
@@ -288,11 +291,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["optimizer"] = _plain(self.optimizer)
-        state = self._state()
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
-        checkpoint["processes"] = gather({"rng": state["rng"], "figures": state["figures"]})
-        if state["figures"]:
-            checkpoint["gradients"] = state["gradients"]
+        checkpoint["processes"] = gather(self._standing())
+        if any(process["figures"] for process in checkpoint["processes"]):
+            checkpoint["gradients"] = self._mean_gradients()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name: value.shape for name, value in trainable_parameters(self).items()}
@@ -330,15 +332,16 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 parameters[name].grad = gradient.to(parameters[name].device)
             self._resumed = None
 
-    def _state(self) -> dict[str, Any]:
-        """Where this process stands, as `_resumed`; a run that has not yet gone on stands where it was resumed."""
+    def _standing(self) -> dict[str, Any]:
+        """Where this process stands; a run that has not yet gone on stands where it was resumed."""
         if self._resumed is not None:
-            return self._resumed
-        figures = self._figures["train"].state()
-        return {"rng": rng_state(), "figures": figures, "gradients": self._mean_gradients() if figures else {}}
+            return {name: self._resumed[name] for name in ("rng", "figures")}
+        return {"rng": rng_state(), "figures": self._figures["train"].state()}
 
     def _mean_gradients(self) -> dict[str, Tensor]:
         """The gradients of an accumulation under way, as all processes may go on from: in the end they are averaged."""
+        if self._resumed is not None:
+            return dict(self._resumed["gradients"])
         reduce = self.trainer.strategy.reduce
         found = {name: p.grad for name, p in trainable_parameters(self).items() if p.grad is not None}
         return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in found.items()}

@@ -13,7 +13,7 @@ only what follows. A trunk of another kind stands apart, at the end of the row, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
@@ -103,13 +103,28 @@ class Packer:
     def ask(self, trunk: int, length: int, token: int, branch: Ids = ()) -> int:
         """Ask for log p(token | the trunk's first `length` tokens, then `branch`); returns the answer's index."""
         tree = self._trees[trunk]
-        if not tree.cached < length <= len(tree.trunk):
-            raise ValueError(
-                f"a context takes {tree.cached + 1} to {len(tree.trunk)} tokens of this trunk, not {length}"
-            )
-        tree.visit(len(self._tokens), length, branch)
+        place = tree.start(length)
+        for before in branch:
+            place = tree.step(place, before)
+        return self._ask(tree, place, token)
+
+    def ask_each(self, trunk: int, length: int, tokens: Ids) -> list[int]:
+        """Ask for log p of each of these tokens, which follow the trunk's first `length`, after those before it.
+
+        Returns the answers' indices.
+        """
+        tree = self._trees[trunk]
+        place = tree.start(length)
+        asked = [self._ask(tree, place, token) for token in tokens[:1]]
+        for before, token in pairwise(tokens):
+            place = tree.step(place, before)
+            asked.append(self._ask(tree, place, token))
+        return asked
+
+    def _ask(self, tree: "_Tree", place: int, token: int) -> int:
+        tree.questions.append((len(self), place))
         self._tokens.append(token)
-        return len(self._tokens) - 1
+        return len(self) - 1
 
     def pack(self, device: torch.device | str = "cpu") -> Packed:
         """The contexts of all that was asked, and not a token more; the same row while nothing else is asked."""
@@ -168,19 +183,25 @@ class _Tree:
         self.questions: list[tuple[int, int]] = []
         self._known: dict[tuple[int, int], int] = {}
 
-    def visit(self, question: int, length: int, branch: Ids) -> None:
-        """Lay out a question's context: the trunk's first `length` tokens, then `branch`."""
-        while branch and self.trunk[length : length + 1] == branch[:1]:  # it goes the trunk's own way
-            length, branch = length + 1, branch[1:]
+    def start(self, length: int) -> int:
+        """The place of the last of the trunk's first `length` tokens."""
+        if not self.cached < length <= len(self.trunk):
+            raise ValueError(
+                f"a context takes {self.cached + 1} to {len(self.trunk)} tokens of this trunk, not {length}"
+            )
         self.length = max(self.length, length)
-        place = ~(length - 1)
-        for token in branch:
-            step = (place, token)
-            if step not in self._known:
-                self._known[step] = len(self.nodes)
-                self.nodes.append(step)
-            place = self._known[step]
-        self.questions.append((question, place))
+        return ~(length - 1)
+
+    def step(self, place: int, token: int) -> int:
+        """The place of a token after that one: on the trunk, as long as it goes the trunk's own way."""
+        following = ~place + 1
+        if place < 0 and following < len(self.trunk) and self.trunk[following] == token:
+            return self.start(following + 1)
+        step = (place, token)
+        if step not in self._known:
+            self._known[step] = len(self.nodes)
+            self.nodes.append(step)
+        return self._known[step]
 
     def depths(self) -> list[int]:
         """How many ancestors each of the branches' tokens has."""

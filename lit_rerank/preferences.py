@@ -80,6 +80,9 @@ class Negatives:
     mode: str
     count: int | None = None
 
+    def __str__(self) -> str:
+        return self.mode if self.count is None else f"{self.mode}:{self.count}"
+
     @classmethod
     def parse(cls, text: str) -> "Negatives":
         """Read the setting.

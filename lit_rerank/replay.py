@@ -108,9 +108,9 @@ class ReplayTargets:
         first, conversation = len(packer), []
         for number, encoded in enumerate(batch):
             trunk = packer.trunk(encoded.ids, apart=True)
-            for position in (i for start, end in encoded.turns for i in range(start, end)):
-                packer.ask(trunk, position, encoded.ids[position])
-                conversation.append(number)
+            for start, end in encoded.turns:
+                packer.ask_each(trunk, start, encoded.ids[start:end])
+                conversation += [number] * (end - start)
         return cls(first, torch.tensor(conversation, dtype=torch.long, device=device), len(batch))
 
     def losses(self, logps: Tensor) -> Tensor:

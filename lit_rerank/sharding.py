@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lit_rerank.backbone import is_adapted, trainable_parameters
+from lit_rerank.backbone import layers_of, trainable_parameters
 from lit_rerank.errors import UserError
 from lit_rerank.packing import Packed, Packer
 
@@ -31,8 +31,7 @@ def shard(model: "PreTrainedModel", mesh: "DeviceMesh") -> None:
         raise UserError(
             "FSDP cannot cut 4-bit weights into pieces: set backbone.load_in_4bit to false, or trainer.strategy to ddp"
         )
-    body: Any = model.base_model.model if is_adapted(model) else model
-    for layer in body.base_model.layers:
+    for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -201,9 +201,8 @@ class PreferenceTargets:
         length: list[int] = []
 
         def add(trunk: int, start: int, tokens: Ids) -> int:
-            for i, token in enumerate(tokens):
-                packer.ask(trunk, start, token, tokens[:i])
-                completion.append(len(length))
+            packer.ask_each(trunk, start, tokens)
+            completion.extend([len(length)] * len(tokens))
             length.append(len(tokens))
             return len(length) - 1
 

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_modules.base import RankingDataModule
@@ -151,9 +151,16 @@ class RerankCLI(LightningCLI):
             callbacks[callbacks.index(bar)] = progress()
         watchers = [LearningRateMonitor("step")] if trainer.loggers else []
         trainer.callbacks += [Throughput(), RunOverview(), RunWriter(), *watchers, StopOnSigterm()]  # type: ignore[attr-defined]
-        if type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):  # others write in ways of their own
+        if _writes_one_file(trainer.strategy):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
+
+
+def _writes_one_file(strategy: Strategy) -> bool:
+    """Whether a checkpoint is one file, which Lightning writes; others write in ways of their own."""
+    if type(strategy) is ModelParallelStrategy:
+        return not strategy._save_distributed_checkpoint
+    return type(strategy) in (SingleDeviceStrategy, DDPStrategy)
 
 
 def _load(value: str) -> Any:

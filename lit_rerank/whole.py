@@ -26,14 +26,14 @@ def written_whole(target: Path) -> Iterator[Path]:
     unfinished = target.with_name(_UNFINISHED)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(unfinished)  # of a run that was killed while it wrote
+        remove(unfinished)  # of a run that was killed while it wrote
         yield unfinished
         for path in [unfinished, *unfinished.rglob("*")]:
             _to_disk(path)
         _replace(target, unfinished)
         _to_disk(target.parent)
     except Exception as error:
-        _remove(unfinished)
+        remove(unfinished)
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _OF_THE_DISK):
             raise
         kept = "what was there before is untouched" if target.exists() else "nothing is left under that name"
@@ -63,13 +63,14 @@ def _replace(target: Path, new: Path) -> None:
         new.replace(target)
         return
     old = target.with_name(_REPLACED)
-    _remove(old)
+    remove(old)
     target.rename(old)
     new.rename(target)
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -171,10 +171,10 @@ def show(systems: Mapping[str, Mapping[str, Any]], seconds: int) -> None:
         pad_edge=False,
         collapse_padding=True,
         caption=(
-            f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own), {seconds / 60:.0f} "
-            f"minutes in all. The choice loss of guessing is {no_skill:.3f}. So short a training shows that the model "
-            "learns to find the passage that answers. It does not show which method ranks best: the intervals are "
-            "wide, the questions few and the model small."
+            f"pydocs/test, BM25's top {SLIDING.depth} in random order (first_stage: in its own); shipped: {SHIPPED}, "
+            f"taught on TREC DL. {seconds / 60:.0f} minutes in all. The choice loss of guessing is {no_skill:.3f}. So "
+            "short a training shows that the model learns to find the passage that answers. It does not show which "
+            "method ranks best: the intervals are wide, the questions few and the model small."
         ),
     )
     for heading in ("", "nDCG@10", "95 %", "RR@10", "malformed", "choice loss", "MMLU"):

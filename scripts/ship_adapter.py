@@ -1,6 +1,6 @@
 """Make an adapter small enough to be kept with the code: python -m scripts.ship_adapter FROM TO
 
-Its weights become bfloat16, half the size and what they are multiplied in. A README.md in TO stays as it is.
+Its weights become bfloat16, half the size. A README.md in TO stays as it is.
 """
 
 import argparse

@@ -55,6 +55,13 @@ def test_only_the_first_control_token_ends_a_turn() -> None:
     assert encoder(with_template(trained("smollm2"), goes_on)).chat.end_of_turn == "<|im_end|>"
 
 
+def test_it_is_always_the_same_day() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}" + TEMPLATES["chatml"].jinja
+    chat = encoder(with_template(trained("smollm2"), dated)).chat
+    assert chat.render([{"role": "user", "content": "Hi"}]).startswith("26 Jul 2024<|im_start|>")
+    assert chat.end_of_turn == "<|im_end|>"
+
+
 def test_end_of_turn_that_begins_like_another_token() -> None:
     tokenizer = with_template(trained("smollm2"), "chatml")
     tokenizer.add_tokens(["<|im"])

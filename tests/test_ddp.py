@@ -52,6 +52,19 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
     return command("dpo", "lora", "preferences", name, *own, start, model=model)
 
 
+def uneven(model: Path, name: str, *more: str) -> list[str]:
+    """One epoch of 4 steps of 3 and of 4 records, four windows each: the first process reads nothing in the last.
+
+    Amid that the run validates, and saves.
+    """
+    own = [*PAIR, f"--config={CONFIGS / 'data' / 'streaming.yaml'}", "--trainer.precision=32-true"]
+    own += [f"--trainer.{each}" for each in ("max_epochs=1", "accumulate_grad_batches=4", "val_check_interval=14")]
+    for each in ("train.init_args.path=data/odd.shards", "augmentation.windows_per_record=4", "batch_size=1"):
+        own.append(f"--data.init_args.{each}")
+    own.append("--data.init_args.num_workers=0")
+    return command("sft", "lora", "permutations", name, *own, *more, model=model)
+
+
 def runs(task: str) -> tuple[str, str]:
     """Of one process, and of two."""
     return f"{'sft' if task == 'batches' else task}-one", f"{task}-two"
@@ -80,6 +93,8 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
         arguments(folder, model, "replay", True),
         arguments(folder, model, "streamed", True),
         arguments(folder, model, "dpo", True),
+        uneven(model, "uneven"),
+        uneven(model, "uneven-resumed", "--ckpt_path=uneven/checkpoints/step=3.ckpt"),
         predict(folder, model, True),
         predict(folder, model, True, "--trainer.limit_predict_batches=1", name="stopped"),
     ):
@@ -195,6 +210,18 @@ def test_means_are_of_both_processes(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["means"] == {"both": [0.75, 4], "only-0": [1.0, 1], "only-1": [1.0, 1]}
         assert result["gathered"] == [0, 1]
+
+
+def test_what_is_saved_while_a_process_has_nothing_to_read_goes_on(folder: Path) -> None:
+    saved = torch.load(folder / "uneven" / "checkpoints" / "step=3.ckpt", weights_only=True)
+    assert [bool(process["figures"]) for process in saved["processes"]] == [False, True]
+    assert any(gradient.any() for gradient in saved["gradients"].values())
+    whole, resumed = (
+        load_file(folder / run / "checkpoints" / "last" / "adapter" / "adapter_model.safetensors")
+        for run in ("uneven", "uneven-resumed")
+    )
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight)
 
 
 def test_predictions_hold_each_query_once(folder: Path) -> None:

@@ -60,6 +60,24 @@ def asked(draw: st.DrawFn) -> tuple[list[Ids], list[Question]]:
 
 @given(asked())
 @settings(deadline=None)
+def test_completions_are_laid_out_as_their_tokens_one_by_one(case: tuple[list[Ids], list[Question]]) -> None:
+    trunks, questions = case
+    at_once, one_by_one = Packer(), Packer()
+    for packer in (at_once, one_by_one):
+        for ids in trunks:
+            packer.trunk(ids)
+    for trunk, length, tokens, _ in questions:
+        asked = [one_by_one.ask(trunk, length, token, tokens[:i]) for i, token in enumerate(tokens)]
+        assert at_once.ask_each(trunk, length, tokens) == asked
+    if len(at_once):
+        left, right = at_once.pack(), one_by_one.pack()
+        assert left.parents == right.parents
+        for name in ("ids", "place", "token"):
+            assert torch.equal(getattr(left, name), getattr(right, name))
+
+
+@given(asked())
+@settings(deadline=None)
 def test_the_row_is_the_tree_of_what_is_asked_about(case: tuple[list[Ids], list[Question]]) -> None:
     trunks, questions = case
     packed = pack(trunks, questions)

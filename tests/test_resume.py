@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_rerank.callbacks import JsonLinesLogger
+from data_modules.preference import PreferenceDataModule
+from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, _keep_previous
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.whole import damage
 from tests.training import CONFIGS, Crash, command, figures, train_in, write_data
@@ -197,6 +198,11 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
         ("data.init_args.num_workers=2", "data.num_workers 0", "data.num_workers 2"),
         ("trainer.accumulate_grad_batches=1", "trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches 1"),
         ("data.init_args.augmentation.max_size=3", "data.augmentation.max_size 20", "data.augmentation.max_size 3"),
+        (
+            "model.init_args.prompt.max_passage_tokens=7",
+            "prompt.max_passage_tokens None",
+            "prompt.max_passage_tokens 7",
+        ),
         ("data.init_args.train.init_args.path=data/val.jsonl", "records of data.train 8", "records of data.train 2"),
         (
             'data.init_args.replay={"class_path": "data_modules.sources.MessagesSource", "init_args": {"path": '
@@ -215,6 +221,37 @@ def test_a_run_that_deals_its_examples_otherwise_is_not_resumed(
     said = rf"^error: the checkpoint is of a run with {was}, and this one has {here}: [^\n]*$"
     with pytest.raises(SystemExit, match=said):
         train_in(folder, [*args, f"--{setting}", "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
+def test_what_stands_against_the_teachers_choices_is_compared_too() -> None:
+    for negatives in ("hardest", "sampled:2"):
+        assert PreferenceDataModule(negatives).state_dict()["data.negatives"] == negatives
+
+
+def test_a_resumed_run_does_not_save_what_it_was_resumed_from(
+    folder: Path, tiny_model: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = AdapterCheckpoint._save_checkpoint
+
+    def noted(self: AdapterCheckpoint, trainer: L.Trainer, filepath: str) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, filepath)
+
+    monkeypatch.setattr(AdapterCheckpoint, "_save_checkpoint", noted)
+    args = command("sft", "lora", "permutations", "later", *COMMON, "--trainer.max_steps=3", DROPOUT, model=tiny_model)
+    train_in(folder, [*args, "--ckpt_path=sft/checkpoints/last.ckpt"])
+    assert sorted(set(saved)) == [2, 3]
+
+
+def test_a_checkpoint_that_is_a_folder_keeps_the_one_before_it(tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    for number in range(4):
+        if last.exists():
+            _keep_previous(last)
+        last.mkdir()
+        (last / "weights").write_text(str(number))
+    assert (tmp_path / "last-previous.ckpt" / "weights").read_text() == "2"
 
 
 class Terminate(L.Callback):
