@@ -4,7 +4,6 @@ import math
 import random
 from bisect import bisect
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 
 from lit_rerank.errors import UserError
@@ -63,6 +62,7 @@ class Mixture:
         self.quotas = quotas(sizes, weights)
         self.ends = list(accumulate(self.quotas))
         self.starts = [0, *accumulate(sizes)]
+        self._orders: list[dict[int, list[int]]] = [{} for _ in sizes]  # of each source, by pass
 
     def __len__(self) -> int:
         return sum(self.quotas)
@@ -75,11 +75,14 @@ class Mixture:
         if quota == size:
             return epoch, self.starts[source] + number
         done, number = divmod(epoch * quota + number, size)
-        return done, self.starts[source] + _order(f"{self.seed}/mixture/{source}/{done}", size)[number]
+        return done, self.starts[source] + self._order(source, done)[number]
 
-
-@lru_cache(maxsize=16)
-def _order(key: str, size: int) -> list[int]:
-    order = list(range(size))
-    random.Random(key).shuffle(order)
-    return order
+    def _order(self, source: int, done: int) -> list[int]:
+        """A source's order in a pass; as many are kept as an epoch may touch."""
+        orders, size = self._orders[source], self.sizes[source]
+        if done not in orders:
+            if len(orders) > self.quotas[source] // size + 1:
+                del orders[next(iter(orders))]
+            orders[done] = list(range(size))
+            random.Random(f"{self.seed}/mixture/{source}/{done}").shuffle(orders[done])
+        return orders[done]

@@ -13,7 +13,7 @@ import random
 from array import array
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -203,23 +203,25 @@ class Passes:
     def take(self, numbers: range) -> Make:
         """See `Draws`: so many examples of each of these records."""
         chunks: list[_Chunk] = []
-        starts, left = [], numbers
-        while left:
-            chunks.append(chunk := self._find(left.start))
-            starts.append(left.start)
-            left = left[len(range(left.start, chunk.stop, left.step)) :]
+        firsts, taken = [], 0  # of each chunk, which of the records is its first
+        while taken < len(numbers):
+            chunk = self._find(numbers[taken])
+            mine = range(numbers[taken] - chunk.start, min(chunk.stop, numbers.stop) - chunk.start, numbers.step)
+            chunks.append(
+                replace(chunk, table=chunk.table.take(list(mine)))
+            )  # processes that take turns keep their own
+            firsts.append(taken)
+            taken += len(mine)
 
         def make(example: int) -> Any:
             record, k = divmod(example, self.per_record)
-            chunk = chunks[bisect(starts, numbers[record]) - 1]
-            return self._make(chunk, numbers[record] - chunk.start, k)
+            part = bisect(firsts, record) - 1
+            chunk, row = chunks[part], record - firsts[part]
+            number = chunk.first + numbers[record] - chunk.start
+            content = self.source.decode(chunk.table, row, chunk.shard, number)
+            return self.example(content, chunk.done, (self._first[chunk.shard] + number) * self.per_record + k)
 
         return make
-
-    def _make(self, chunk: _Chunk, i: int, k: int) -> Any:
-        row = self.source.decode(chunk.table, i, chunk.shard, chunk.first + i)
-        index = self._first[chunk.shard] + chunk.first + i
-        return self.example(row, chunk.done, index * self.per_record + k)
 
     def _find(self, number: int) -> _Chunk:
         """The chunk that holds a record."""

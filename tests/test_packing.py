@@ -66,14 +66,14 @@ def test_completions_are_laid_out_as_their_tokens_one_by_one(case: tuple[list[Id
     for packer in (at_once, one_by_one):
         for ids in trunks:
             packer.trunk(ids)
-    for trunk, length, tokens, _ in questions:
-        asked = [one_by_one.ask(trunk, length, token, tokens[:i]) for i, token in enumerate(tokens)]
+    for trunk, length, branch, token in questions:
+        tokens = (*branch, token)
+        asked = [one_by_one.ask(trunk, length, each, tokens[:i]) for i, each in enumerate(tokens)]
         assert at_once.ask_each(trunk, length, tokens) == asked
-    if len(at_once):
-        left, right = at_once.pack(), one_by_one.pack()
-        assert left.parents == right.parents
-        for name in ("ids", "place", "token"):
-            assert torch.equal(getattr(left, name), getattr(right, name))
+    left, right = at_once.pack(), one_by_one.pack()
+    assert left.parents == right.parents
+    for name in ("ids", "place", "token"):
+        assert torch.equal(getattr(left, name), getattr(right, name))
 
 
 @given(asked())
