@@ -21,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from scipy.stats import binom
+from tokenizers.processors import TemplateProcessing
 
 from lit_rerank.backbone import BackboneSettings, load_backbone, load_model, load_tokenizer, trainable_parameters
 from lit_rerank.cli import evaluate
@@ -198,7 +199,45 @@ def test_log_probabilities_are_those_of_lm_eval_itself(tiny_model: Path) -> None
 
 class _Request:
     def __init__(self, args: tuple[str, ...]) -> None:
-        self.args, self.task_name = args, None
+        self.args, self.task_name, self.doc_id = args, None, None
+
+
+def test_a_text_begins_with_one_token_where_the_tokenizer_begins_texts_by_itself(tiny_model: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+    text = "Fleas live for days."
+    expected = logp(model, tokenizer, "<|im_start|>", text)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
+    found = measure(model, tokenizer, [], [Document(text)]).documents[0]
+    assert -found.bits * math.log(2) == pytest.approx(expected, abs=1e-4)
+
+
+def test_long_texts_and_many_short_ones_are_read_in_bounded_parts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    model.config.max_position_embeddings = 200
+    texts = [Document(f"{'Fleas live. ' * n}{n}") for n in (1, 2, 3, 5, 40)] + [Document("Fleas live. 1")]
+    whole = measure(model, tokenizer, [], texts)
+    monkeypatch.setattr("lit_rerank.live_lm.MAX_ASKED", 30)
+    places: list[int] = []
+    model.register_forward_hook(lambda *call: places.append(call[-1].logits.shape[1]))
+    read: list[int] = []
+    parts = measure(model, tokenizer, [], texts, progress=read.append)
+    assert max(places) <= 30 < sum(places)
+    assert [d.bits for d in parts.documents] == pytest.approx([d.bits for d in whole.documents], rel=1e-5)
+    assert sum(read) == len(texts)
+
+
+def test_progress_counts_each_prompt_once(tiny_model: Path) -> None:
+    """Also where two are alike, and where a long choice is read by itself."""
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    one = Question("s", "Why?", ("1", "2", "days " * 150, "4"), 0)
+    read: list[int] = []
+    measure(model, tokenizer, [one, one, Question("s", "Who?", one.choices, 1)], progress=read.append)
+    assert sum(read) == 6
 
 
 @pytest.mark.parametrize("subject", ["abstract_algebra", "high_school_us_history"])
