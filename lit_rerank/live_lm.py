@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -87,6 +88,11 @@ class LiveLM(HFLM):
         ids = self.tok_encode(text, add_special_tokens=False)
         windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
         return [(None, *make_disjoint_window(window)) for window in windows]
+
+    def uniform(self, text: str) -> float:
+        """What `loglikelihood_rolling` would say of a text, as a loss, if all tokens were equally likely: in nats."""
+        tokens = len(self.tok_encode(text, add_special_tokens=False))
+        return tokens * math.log(self._model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
