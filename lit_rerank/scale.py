@@ -77,8 +77,8 @@ def check_scalable(model: "PreTrainedModel", scale: float) -> None:
         ):
             if does:
                 raise UserError(f"the adapter {what}: its strength cannot be changed")
-        if what := _change_of_base(config):
-            raise UserError(f"the adapter {what}: its strength cannot be changed")
+        if changes := _change_of_base(config):
+            raise UserError(f"the adapter {changes}: its strength cannot be changed")
 
 
 def check_base_is_kept(model: "PreTrainedModel") -> None:
@@ -89,8 +89,8 @@ def check_base_is_kept(model: "PreTrainedModel") -> None:
     """
     adapted: Any = model
     for name in adapted.active_adapters:
-        if what := _change_of_base(adapted.peft_config[name]):
-            raise UserError(f"the adapter {what}: turned off, it does not leave the base model; measure that by itself")
+        if changes := _change_of_base(adapted.peft_config[name]):
+            raise UserError(f"the adapter {changes}: turned off, it does not leave the base model; measure that alone")
 
 
 def _change_of_base(config: Any) -> str | None:
