@@ -15,8 +15,8 @@ from lit_rerank.replay import ConversationEncoder, EncodedConversation
 class Conversations:
     """Conversations without end, numbered as they are drawn.
 
-    Each comes once before any comes again, in an order that depends on the seed alone: which one has a number needs no
-    state. Where one is too long, the next in that order stands in.
+    They come in an order that depends on the seed alone, again and again: which one has a number needs no state. Where
+    one is too long, the next in that order stands in, and comes again as itself.
 
     Args:
         rows: conversations, {"messages": [{"role", "content"}]}.

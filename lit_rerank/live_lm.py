@@ -2,7 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from unittest.mock import patch
 import torch
 from lm_eval.api import task as lm_eval_task
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lit_rerank.backbone import is_compiled
 from lit_rerank.errors import UserError
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int], object]
 Tokens = tuple[int, ...]
 Group = tuple[Tokens, Tokens]
+Piece = tuple[Group, Tokens]
 Request = tuple[Any, list[int], list[int]]
 
-MAX_ASKED = 1024  # tokens in one forward: the vocabulary's logits of each are kept
+MAX_ASKED = 1024  # tokens asked for in one forward: the vocabulary's logits of each are kept
 MAX_BRANCH = 128  # tokens of a continuation that shares its context with others
 
 
@@ -37,7 +41,7 @@ class LiveLM(HFLM):
         model: loaded, where it shall compute.
         tokenizer: the model's.
         batch_size: contexts read at a time; those that begin alike share the beginning.
-        progress: told how many contexts have been read since the last time.
+        progress: told how many documents of tasks are done since the last time, whatever has been asked of each.
 
     Attributes:
         truncated: how many contexts lost their beginning, for with it they exceed the model's context.
@@ -58,55 +62,91 @@ class LiveLM(HFLM):
         super().__init__(pretrained=seen, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
         self._model = model  # for tasks that generate
         self._progress = progress
+        self._documents: list[Hashable] = []  # of what is asked next, each request's
         self.truncated = 0
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As in HFLM, without its progress bars."""
+        self._documents = [(request.task_name, request.doc_id) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """As in HFLM, without its progress bars."""
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        """Log-probability of each text, in nats, after one token that begins a text.
+
+        In HFLM there are two where the tokenizer, too, begins texts with one.
+        """
+        windows = [(number, own) for number, request in enumerate(requests) for own in self._windows(*request.args)]
+        self._documents = [number for number, _ in windows]
+        totals = [0.0] * len(requests)
+        answers = self._loglikelihood_tokens([window for _, window in windows])
+        for (number, _), (logp, _) in zip(windows, answers, strict=True):
+            totals[number] += logp
+        return totals
+
+    def _windows(self, text: str) -> list[Request]:
+        """A text in as few parts as the model's context allows."""
+        ids = self.tok_encode(text, add_special_tokens=False)
+        windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+        return [(None, *make_disjoint_window(window)) for window in windows]
+
+    def uniform(self, text: str) -> float:
+        """What `loglikelihood_rolling` would say of a text, as a loss, if all tokens were equally likely: in nats."""
+        tokens = len(self.tok_encode(text, add_special_tokens=False))
+        return tokens * math.log(self._model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Of each continuation: log-probability in nats, and whether each of its tokens is the likeliest."""
+        self.truncated += len({tuple(c) for _, c, continuation in requests if len(c) > self._room(continuation)})
+        asked = [list(self._pieces(context, continuation)) for _, context, continuation in requests]
+        batches = list(self._batches(piece for pieces in asked for piece in pieces))
+        done = self._done(asked, batches)
+        found: dict[Piece, tuple[float, bool]] = {}
+        for number, batch in enumerate(batches):
+            found.update(self._read(batch))
+            self._progress(done[number])
+        return [(sum(found[p][0] for p in pieces), all(found[p][1] for p in pieces)) for pieces in asked]
+
+    def _room(self, continuation: Sequence[int]) -> int:
+        """How much of a context leaves room for a continuation, whose last token is not read."""
+        return max(self.max_length + 1 - len(continuation), 1)
+
+    def _pieces(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Piece]:
+        """A continuation in pieces of at most MAX_ASKED tokens; a long one shares its context with no other."""
+        kept = tuple(context[-self._room(continuation) :])
+        for start in range(0, len(continuation), MAX_ASKED):
+            ids = tuple(continuation[start : start + MAX_ASKED])
+            yield (kept + tuple(continuation[:start]), ids if len(ids) > MAX_BRANCH else ()), ids
+
+    def _batches(self, pieces: Iterable[Piece]) -> Iterator[dict[Group, list[Tokens]]]:
+        """What is read in each forward: at most `batch_size` contexts, and MAX_ASKED tokens after them."""
         groups: dict[Group, dict[Tokens, None]] = {}
-        cut = set()
-        for _, context, continuation in requests:
-            group = self._group(context, continuation)
-            groups.setdefault(group, {})[tuple(continuation)] = None
-            if len(group[0]) < len(context):
-                cut.add(tuple(context))
-        self.truncated += len(cut)
-        found: dict[tuple[Group, Tokens], tuple[float, bool]] = {}
-        for batch in self._batches(groups):
-            found.update(self._read({group: list(groups[group]) for group in batch}))
-            self._progress(len(batch))
-        return [found[self._group(context, ids), tuple(ids)] for _, context, ids in requests]
-
-    def _group(self, context: Sequence[int], continuation: Sequence[int]) -> Group:
-        """What is read together: the end of a context that leaves room for the continuation, whose last token is not
-        read; a long continuation is read by itself."""
-        room = max(self.max_length + 1 - len(continuation), 1)
-        return tuple(context[-room:]), tuple(continuation) if len(continuation) > MAX_BRANCH else ()
-
-    def _batches(self, groups: dict[Group, dict[Tokens, None]]) -> Iterator[list[Group]]:
-        batch: list[Group] = []
+        for group, ids in pieces:
+            groups.setdefault(group, {})[ids] = None
+        batch: dict[Group, list[Tokens]] = {}
         asked = 0
         for group in sorted(groups):  # neighbours begin alike
-            own = sum(map(len, groups[group]))
-            if batch and (len(batch) == self.batch_size or asked + own > MAX_ASKED):
-                yield batch
-                batch, asked = [], 0
-            batch.append(group)
-            asked += own
+            for part in _parts(groups[group]):
+                own = sum(map(len, part))
+                if batch and (len(batch) == self.batch_size or asked + own > MAX_ASKED):
+                    yield batch
+                    batch, asked = {}, 0
+                batch[group] = part
+                asked += own
         if batch:
             yield batch
 
-    def _read(self, groups: dict[Group, list[Tokens]]) -> dict[tuple[Group, Tokens], tuple[float, bool]]:
+    def _done(self, asked: Sequence[Sequence[Piece]], batches: Sequence[dict[Group, list[Tokens]]]) -> Counter[int]:
+        """How many documents are done with each batch."""
+        read_in = {(group, ids): n for n, batch in enumerate(batches) for group in batch for ids in batch[group]}
+        last: dict[Hashable, int] = {}
+        for document, pieces in zip(self._documents, asked, strict=True):
+            last[document] = max([last.get(document, 0), *(read_in[piece] for piece in pieces)])
+        return Counter(last.values())
+
+    def _read(self, groups: dict[Group, list[Tokens]]) -> dict[Piece, tuple[float, bool]]:
         packer = Packer()
         asked = {
             (group, continuation): answers
@@ -120,6 +160,17 @@ class LiveLM(HFLM):
         return {
             key: (sum(logps[i] for i in answers), all(likeliest[i] for i in answers)) for key, answers in asked.items()
         }
+
+
+def _parts(continuations: Iterable[Tokens]) -> Iterator[list[Tokens]]:
+    """One context's continuations, MAX_ASKED tokens of them at a time."""
+    part: list[Tokens] = []
+    for ids in continuations:
+        if part and sum(map(len, part)) + len(ids) > MAX_ASKED:
+            yield part
+            part = []
+        part.append(ids)
+    yield part
 
 
 def _ask(packer: Packer, context: Tokens, continuations: Sequence[Tokens]) -> Iterator[tuple[Tokens, list[int]]]:

@@ -1,8 +1,8 @@
 """What a model has lost: two measurements of retention, question by question.
 
 Differences are after minus before. Their 95 % intervals are bootstrapped (BCa, 9,999 resamples, the same each time)
-over questions, and over documents for bits per byte. Only where the base does better than chance can anything be lost,
-so only there is a difference judged.
+over questions, and over documents for bits per byte. Only where the base does better than chance (see `above_chance`)
+can anything be lost, so only there is a difference judged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +32,9 @@ class HasId(Protocol):
 def above_chance(measure: str, found: "Retention") -> float:
     """The p-value of the hypothesis that a measurement is no better than chance, one-sided.
 
-    Accuracies: a binomial test against 1/4. Log-likelihood and bits per byte: t-tests over questions or documents
-    against bytes that are all equally likely (8 bits each).
+    Accuracies: a binomial test against 1/4. The right answer's log-likelihood: a paired t-test over questions against
+    the mean of its three distractors. Bits per byte: a paired t-test over documents against tokens that are all equally
+    likely; of measurements that were kept without that figure, against bytes (8 bits each).
     """
     from scipy.stats import binomtest, ttest_1samp
 
@@ -41,9 +42,10 @@ def above_chance(measure: str, found: "Retention") -> float:
         right = [getattr(question, measure) for question in found.questions]
         return float(binomtest(int(sum(right)), len(right), 1 / CHOICES, alternative="greater").pvalue)
     if measure == "answer_logprob":
-        gains = [question.answer_logprob - question.chance for question in found.questions]
+        gains = [question.preference for question in found.questions]
     else:
-        gains = [8 - document.bits / document.bytes for document in found.documents]
+        chances = [8 * d.bytes if d.chance is None else d.chance for d in found.documents]
+        gains = [(chance - d.bits) / d.bytes for chance, d in zip(chances, found.documents, strict=True)]
     if len(set(gains)) < 2:
         return 1.0
     return float(ttest_1samp(gains, 0, alternative="greater").pvalue)
@@ -56,9 +58,9 @@ def paired(before: "Retention", after: "Retention") -> Differences:
     whole interval is on the worse side of 0.
 
     Raises:
-        UserError: if the two have asked different questions or read different documents.
+        UserError: if the two have asked different questions, with different examples, or read different documents.
     """
-    check_same(before, after.questions, after.documents)
+    check_same(before, after.questions, after.documents, after.examples)
     figures = before.figures(), after.figures()
     return {
         measure: _difference(measure, before, after, *(f[measure] for f in figures))
@@ -67,11 +69,22 @@ def paired(before: "Retention", after: "Retention") -> Differences:
     }
 
 
-def check_same(before: "Retention", questions: "Sequence[HasId]", documents: "Sequence[HasId]") -> None:
-    """Raise a UserError unless a measurement was of these questions and documents, in this order."""
+def check_same(
+    before: "Retention",
+    questions: "Sequence[HasId]",
+    documents: "Sequence[HasId]",
+    examples: Sequence[str] | None,
+) -> None:
+    """Raise a UserError unless a measurement was of these questions and documents, in this order, and with these
+    examples (their ids; of either, None: not told, and not compared)."""
     for what, others in {"questions": questions, "documents": documents}.items():
         if [item.id for item in getattr(before, what)] != [item.id for item in others]:
             raise UserError(f"the two measurements are of different {what}: they cannot be compared")
+    if before.examples is not None and examples is not None and tuple(examples) != before.examples:
+        raise UserError(
+            f"the two measurements have different examples before their questions ({len(before.examples)} and "
+            f"{len(examples)} in all): they cannot be compared; set fewshot alike"
+        )
 
 
 def beyond(differences: Differences, max_drop: Mapping[str, float]) -> list[str]:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +23,7 @@ LETTERS = "ABCD"
 SHIPPED, HUB = "shipped", "hub"
 
 _COUNT = 281
+_NAMED = 10  # subjects in a warning
 
 _SHIPPED_IN = Path("tasks", "mmlu", "flan_cot_fewshot")
 _QUESTION = re.compile(
@@ -143,7 +146,30 @@ def open_questions(
     else:
         dev = [] if not fewshot else hub_questions("dev") if named == HUB else shipped_questions()
         examples = first_of_each_subject(dev, fewshot or 0)
-    return spread(asked, limit), examples
+    asked = spread(asked, limit)
+    check_examples(asked, examples)
+    if isinstance(fewshot, int):
+        _warn_of_few(asked, examples, fewshot)
+    return asked, examples
+
+
+def check_examples(questions: Sequence[Question], examples: Sequence[Question]) -> None:
+    """Raise a UserError where a question is among the examples, or, if there are any, its subject has none."""
+    known, subjects = {example.id for example in examples}, {example.subject for example in examples}
+    for question in questions:
+        if question.id in known:
+            raise UserError(f"a question of {question.subject} is among the examples: {question.question!r}")
+        if examples and question.subject not in subjects:
+            raise UserError(f"there is no example for the subject {question.subject}")
+
+
+def _warn_of_few(asked: Sequence[Question], examples: Sequence[Question], fewshot: int) -> None:
+    """Say of which subjects there are fewer examples than so many."""
+    there = Counter(example.subject for example in examples)
+    few = [f"{name} {there[name]}" for name in sorted({q.subject for q in asked}) if there[name] < fewshot]
+    if few:
+        more = f", and {len(few) - _NAMED} more subjects" if len(few) > _NAMED else ""
+        warnings.warn(f"fewer than {fewshot} examples: {', '.join(few[:_NAMED])}{more}", stacklevel=3)
 
 
 def _of_file(path: str) -> list[Question]:

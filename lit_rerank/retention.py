@@ -10,7 +10,7 @@ One pass of lm-eval asks each of MMLU's questions in two forms and reads general
 The unit is the question, or the document. How two measurements differ is `lit_rerank.paired`'s business.
 """
 
-import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 
-from data_modules.sources.base import parse_object, read_lines
+from data_modules.sources.base import parse_object, read_lines, write_rows
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import Document
 from lit_rerank.live_lm import LiveLM, Progress, undisturbed
 from lit_rerank.paired import above_chance
-from lit_rerank.questions import LETTERS, Question, shipped_questions, spread
+from lit_rerank.questions import LETTERS, Question, check_examples, shipped_questions, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,8 +70,7 @@ TEXT_TASK: dict[str, Any] = {
 }
 
 SEED = 1234  # lm-eval's own
-_LN2 = 0.6931471805599453
-_BYTE = 8 * _LN2  # nats that a byte costs whoever knows nothing
+_LN2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ class Answered:
         id, subject: the question's.
         letters, cloze: log-likelihood of each choice, in nats; of the cloze form, per character of the choice.
         answer: the right one (0 to 3).
-        chance: what `cloze[answer]` would be if all bytes were equally likely.
     """
 
     id: str
@@ -90,7 +88,6 @@ class Answered:
     letters: tuple[float, ...]
     cloze: tuple[float, ...]
     answer: int
-    chance: float
 
     @property
     def acc(self) -> float:
@@ -104,14 +101,25 @@ class Answered:
     def answer_logprob(self) -> float:
         return self.cloze[self.answer]
 
+    @property
+    def preference(self) -> float:
+        """How much likelier the right answer is than the mean of the wrong ones, nats per character."""
+        return self.answer_logprob - fmean(logp for i, logp in enumerate(self.cloze) if i != self.answer)
+
 
 @dataclass(frozen=True)
 class Read:
-    """A document, read: `bits` is minus its log-likelihood to the base 2."""
+    """A document, read.
+
+    Attributes:
+        bits: minus its log-likelihood to the base 2.
+        chance: what `bits` would be if all of the model's tokens were equally likely; None: not told.
+    """
 
     id: str
     bits: float
     bytes: int
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,11 +128,13 @@ class Retention:
 
     Attributes:
         truncated: prompts that lost their beginning, for with it they exceed the model's context.
+        examples: ids of the answered questions that stood before those of their subject; None: not told.
     """
 
     questions: tuple[Answered, ...]
     documents: tuple[Read, ...] = ()
     truncated: int = 0
+    examples: tuple[str, ...] | None = None
 
     def figures(self) -> dict[str, Any]:
         """What is reported.
@@ -149,25 +159,34 @@ class Retention:
         return figures | {"truncated": self.truncated}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every question and document, as JSON holds it."""
+        """Every question and document, and at last how they were read, as JSON holds it."""
         asked = [vars(q) | {n: getattr(q, n) for n in ("acc", "acc_cloze", "answer_logprob")} for q in self.questions]
-        return [*asked, *map(vars, self.documents), {"truncated": self.truncated}]
+        return [*asked, *map(vars, self.documents), {"truncated": self.truncated, "examples": self.examples}]
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON object a line."""
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in self.rows()))
+        """Write one JSON object a line, packed where the name ends in `.gz`.
+
+        Raises:
+            UserError: if a figure is no finite number.
+        """
+        try:
+            write_rows(self.rows(), path)
+        except ValueError as error:
+            raise UserError(f"cannot write {path}: the model's log-likelihoods are no finite numbers") from error
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Retention":
-        """The measurement that `rows` has told of."""
+        """The measurement that `rows` has told of; earlier versions of `rows` told neither chance nor examples."""
+        examples = next((r["examples"] for r in rows if "examples" in r), None)
         return cls(
             tuple(
-                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"], r["chance"])
+                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"])
                 for r in rows
                 if "answer" in r
             ),
-            tuple(Read(r["id"], r["bits"], r["bytes"]) for r in rows if "bits" in r),
+            tuple(Read(r["id"], r["bits"], r["bytes"], r.get("chance")) for r in rows if "bits" in r),
             sum(r["truncated"] for r in rows if "truncated" in r),
+            None if examples is None else tuple(examples),
         )
 
     @classmethod
@@ -215,10 +234,11 @@ def measure(
         return Retention(
             tuple(_answered(i, q, answers) for i, q in enumerate(questions)),
             tuple(
-                Read(document.id, -answers["general_text", i][0] / _LN2, document.bytes)
-                for i, document in enumerate(text)
+                Read(d.id, -answers["general_text", i][0] / _LN2, d.bytes, lm.uniform(d.text) / _LN2)
+                for i, d in enumerate(text)
             ),
             lm.truncated,
+            tuple(example.id for example in examples),
         )
 
 
@@ -245,11 +265,18 @@ def lm_eval_tasks(
         limit: only the first so many documents of each task.
         include_path: a folder with task files of your own.
 
+    Returns:
+        Also, as `n-shot`, how many examples stood before each question: some tasks do not let that be changed.
+
     Raises:
-        UserError: if there is no such task, or its data cannot be had.
+        UserError: if there is no such task, if its data cannot be had, or if lm-eval cannot run it.
     """
     from lm_eval.tasks import TaskManager
 
+    if num_fewshot is not None and num_fewshot < 0:
+        raise UserError(f"fewshot is {num_fewshot}; it must be 0 or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1")
     with undisturbed(model):
         manager = TaskManager(include_path=include_path)
         unknown = [name for name in names if name not in manager.all_tasks]
@@ -265,19 +292,24 @@ def lm_eval_tasks(
             task.set_fewshot_seed(SEED)
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(SEED)
-        done: Any = evaluate(LiveLM(model, tokenizer, batch_size), loaded, limit=limit, log_samples=False)
+        lm = LiveLM(model, tokenizer, batch_size)
+        try:
+            done: Any = evaluate(lm, loaded, limit=limit, log_samples=False)
+        except UserError:
+            raise
+        except ValueError as error:  # such as for tasks with images, or with code to be run
+            raise UserError(f"lm-eval cannot run {', '.join(names)}: {' '.join(str(error).split())}") from error
+    shots = done["n-shot"]
     return {
         name: {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+        | ({"n-shot": shots[name]} if name in shots else {})
         for name, figures in done["results"].items()
     }
 
 
 def _question_tasks(questions: Sequence[Question], examples: Sequence[Question]) -> list[ConfigurableTask]:
     """Both forms, a task each; with examples, of each subject: lm-eval takes a task's examples from one list."""
-    known = {example.id for example in examples}
-    for question in questions:
-        if question.id in known:
-            raise UserError(f"a question of {question.subject} is among the examples: {question.question!r}")
+    check_examples(questions, examples)
     by_subject: dict[str, list[dict[str, Any]]] = {}
     for i, question in enumerate(questions):
         subject = question.subject if examples else ""
@@ -285,8 +317,6 @@ def _question_tasks(questions: Sequence[Question], examples: Sequence[Question])
     tasks = []
     for subject, documents in by_subject.items():
         shown = [example.as_dict() for example in examples if example.subject == subject]
-        if examples and not shown:
-            raise UserError(f"there is no example for the subject {subject}")
         splits = {"test": Dataset.from_list(documents)} | ({"dev": Dataset.from_list(shown)} if shown else {})
         of_examples = {
             "num_fewshot": len(shown),
@@ -320,12 +350,10 @@ def _answers(lm: LiveLM, tasks: Sequence[ConfigurableTask]) -> dict[tuple[str, i
 
 def _answered(number: int, question: Question, answers: Mapping[tuple[str, int], Sequence[float]]) -> Answered:
     lengths = [len(choice) for choice in question.choices]
-    right = question.choices[question.answer]
     return Answered(
         question.id,
         question.subject,
         tuple(answers["mmlu_letters", number]),
         tuple(logp / n for logp, n in zip(answers["mmlu_cloze", number], lengths, strict=True)),
         question.answer,
-        -_BYTE * len(f" {right}".encode()) / len(right),
     )

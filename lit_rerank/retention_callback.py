@@ -1,6 +1,7 @@
 """Watches during training what the model forgets, and acts on it."""
 
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,15 +10,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from data_modules.base import RankingDataModule
 from lit_rerank.backbone import trainable_parameters
 from lit_rerank.callbacks import export
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import open_documents
+from lit_rerank.loop import stops
 from lit_rerank.modules import RerankModule
-from lit_rerank.paired import Differences, beyond, paired
-from lit_rerank.questions import SHIPPED, open_questions
+from lit_rerank.paired import Differences, beyond, check_same, paired
+from lit_rerank.questions import HUB, SHIPPED, open_questions
 from lit_rerank.retention import Retention, measure
-from lit_rerank.sharding import is_sharded
+from lit_rerank.sharding import is_partitioned, is_sharded
+from lit_rerank.whole import damage, written_whole
 
 
 @dataclass
@@ -37,7 +41,7 @@ class MaxDrop:
 
     def __post_init__(self) -> None:
         for name, value in self.named.items():
-            if value < 0:
+            if not value >= 0:  # nan, too
                 raise UserError(f"max_drop.{name} is {value}; it must be 0 or more")
 
     @property
@@ -50,7 +54,8 @@ class RetentionCallback(L.Callback):
 
     Logs `retention/<measure>`, and its change since the start as `retention/<measure>.change` with the ends of its 95 %
     interval, `.low` and `.high`. A measure has dropped when the whole interval lies beyond `max_drop`; those that
-    start no better than chance are logged and not judged. With several processes the first one measures.
+    start no better than chance (`lit_rerank.paired.above_chance`) are logged and not judged. With several processes the
+    first one measures, and the others wait: no measurement may last longer than their `strategy.timeout`.
 
     Args:
         questions: a file of them, `hub` (MMLU's test questions) or `shipped` (the 281 dev questions of lm-eval).
@@ -62,7 +67,9 @@ class RetentionCallback(L.Callback):
         max_drop: what may be lost.
         on_drop: `warn`; `stop` training; or stop and `restore` the weights that did best (by the checkpoints' monitor,
             or else the latest) among those that were measured without a drop: they become `<run>/adapter` or
-            `<run>/model`. In a run that is told so only when it is resumed: among those from there on.
+            `<run>/model`. In a run that is told so only when it is resumed, or resumed from before these weights:
+            among those from there on. Where `min_steps` or `min_epochs` keeps training from stopping, the last
+            measurement decides whether weights are restored.
         batch_size: prompts read at a time.
     """
 
@@ -84,8 +91,10 @@ class RetentionCallback(L.Callback):
         self.documents = open_documents(text, text_limit)
         self.every, self.max_drop, self.on_drop = every, max_drop or MaxDrop(), on_drop
         self.batch_size = batch_size
-        self.start: Retention | None = None  # of the first process only
+        self.from_hub = questions == HUB and limit is None
+        self.start: Retention | None = None  # of the first process, and of all that are resumed
         self.differences: Differences = {}
+        self.kept_step: int | None = None
         self.kept_score: float | None = None
         self._validations, self._to_restore = 0, False
 
@@ -93,20 +102,16 @@ class RetentionCallback(L.Callback):
         """Measure the start, unless a checkpoint has told of it.
 
         Raises:
-            UserError: if the model is sharded, for the first process measures alone.
+            UserError: if nothing would be measured later, if the model is sharded (the first process measures alone),
+                or if the checkpoint's run was watched by other questions; on all processes alike.
         """
-        if isinstance(module, RerankModule) and is_sharded(module.model):
-            raise UserError("the retention callback cannot watch a model in pieces (FSDP): leave it out")
+        self._check(trainer, module)
         if trainer.is_global_zero:
-            first = self.start is None
             if self.start is None:
                 self.start = self._measure(trainer, module)
                 self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
-            if first:
-                self._path(trainer).unlink(missing_ok=True)  # an earlier run's
-            if not self._path(trainer).exists():
-                self.kept_score = None
-                self._keep(trainer, module)
+            if not self._finds_kept(trainer):
+                self._keep(trainer, module, None)
         trainer.strategy.barrier("retention")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -118,13 +123,12 @@ class RetentionCallback(L.Callback):
             return
         dropped: list[str] = self._compare(trainer, module) if trainer.is_global_zero else []
         dropped = trainer.strategy.broadcast(dropped)
+        self._to_restore = bool(dropped) and self.on_drop == "restore"
         if not dropped:
             self._keep_if_best(trainer, module)
             return
-        rank_zero_warn(f"step {trainer.global_step}: {self._said(dropped)}")
-        if self.on_drop != "warn":
-            trainer.should_stop = True
-            self._to_restore = self.on_drop == "restore"
+        trainer.should_stop |= self.on_drop != "warn"
+        rank_zero_warn(f"step {trainer.global_step}: {self._said(dropped, stops(trainer))}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Put back the best weights without a drop."""
@@ -134,7 +138,7 @@ class RetentionCallback(L.Callback):
         kept = torch.load(self._path(trainer), map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in trainable_parameters(module).items():
-                parameter.copy_(kept[name])
+                parameter.copy_(kept["weights"][name])
         if trainer.is_global_zero:
             assert isinstance(module, RerankModule)
             export(module, Path(trainer.default_root_dir))
@@ -144,6 +148,7 @@ class RetentionCallback(L.Callback):
         return {
             "start": None if self.start is None else self.start.rows(),
             "validations": self._validations,
+            "kept_step": self.kept_step,
             "kept_score": self.kept_score,
         }
 
@@ -151,6 +156,31 @@ class RetentionCallback(L.Callback):
         if state_dict["start"] is not None:
             self.start = Retention.of_rows(state_dict["start"])
         self._validations, self.kept_score = state_dict["validations"], state_dict["kept_score"]
+        self.kept_step = state_dict.get("kept_step")  # earlier versions did not tell
+
+    def _check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What speaks against watching; each process finds the same."""
+        assert isinstance(module, RerankModule)
+        if is_sharded(module.model) or is_partitioned(module.model):
+            raise UserError("the retention callback cannot watch a model in pieces (FSDP, ZeRO 3): leave it out")
+        if not _validates(trainer):
+            raise UserError(
+                "the retention callback measures after validations, and there are none: name data.init_args.val or "
+                "candidates, with trainer.limit_val_batches above 0, or leave the callback out"
+            )
+        if self.start is not None:
+            try:
+                check_same(self.start, self.questions, self.documents, tuple(e.id for e in self.examples))
+            except UserError as error:
+                raise UserError(
+                    f"the checkpoint's run was watched otherwise: {error}. Resume it with the settings that its "
+                    "RetentionCallback had, or begin a new run"
+                ) from error
+        if self.from_hub and trainer.world_size > 1:
+            rank_zero_warn(
+                "the first process asks all of MMLU's 14,042 questions while the others wait, no longer than the "
+                "strategy's timeout (30 minutes by default): raise it (docs/strategies.md), or set the callback's limit"
+            )
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> Retention:
         assert isinstance(module, RerankModule)
@@ -170,7 +200,7 @@ class RetentionCallback(L.Callback):
         self._log(trainer, figures | {"dropped": float(len(dropped))})
         return dropped
 
-    def _said(self, dropped: list[str]) -> str:
+    def _said(self, dropped: list[str], stops_now: bool) -> str:
         if not self.differences:  # not the process that has measured
             return ", ".join(dropped)
         changes = "; ".join(
@@ -180,24 +210,41 @@ class RetentionCallback(L.Callback):
             if name in dropped
         )
         acts = {"warn": "", "stop": ": training stops", "restore": ": training stops, earlier weights are restored"}
+        if not stops_now:
+            acts["stop"] = ": training stops when min_steps and min_epochs are reached"
+            acts["restore"] = f"{acts['stop']}, earlier weights are restored if the last measurement finds a drop, too"
         return f"general ability has dropped, {changes}{acts[self.on_drop]}"
 
     def _keep_if_best(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Keep these weights, unless those that are kept did better; a score that is no finite number is the worst."""
         checkpoint = trainer.checkpoint_callback
         monitor, mode = getattr(checkpoint, "monitor", None), getattr(checkpoint, "mode", "max")
         score = trainer.callback_metrics.get(monitor) if monitor else None
         signed = None if score is None else float(score) * (1 if mode == "max" else -1)
-        if signed is not None and self.kept_score is not None and signed <= self.kept_score:
-            return
-        self.kept_score = signed
-        if trainer.is_global_zero:
-            self._keep(trainer, module)
+        if signed is not None and not isfinite(signed):
+            signed = -inf
+        if signed is None or self.kept_score is None or signed > self.kept_score:
+            self._keep(trainer, module, signed)
 
-    def _keep(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.on_drop == "restore":
-            path = self._path(trainer)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({n: p.detach().cpu() for n, p in trainable_parameters(module).items()}, path)
+    def _keep(self, trainer: L.Trainer, module: L.LightningModule, score: float | None) -> None:
+        if self.on_drop != "restore":
+            return
+        self.kept_step, self.kept_score = trainer.global_step, score
+        if trainer.is_global_zero:
+            weights = {name: weight.detach().cpu() for name, weight in trainable_parameters(module).items()}
+            with written_whole(self._path(trainer)) as unfinished, unfinished.open("wb") as file:
+                torch.save({"step": self.kept_step, "score": score, "weights": weights}, file)
+
+    def _finds_kept(self, trainer: L.Trainer) -> bool:
+        """Whether the weights that the checkpoint tells of are there: not another run's, nor those of a later step."""
+        path = self._path(trainer)
+        if self.kept_step is None or not path.exists():
+            return False
+        if wrong := damage(path):
+            rank_zero_warn(f"{path} is damaged ({wrong}): of what was measured before, nothing can be restored")
+            return False
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        return (kept.get("step"), kept.get("score")) == (self.kept_step, self.kept_score)
 
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:
@@ -208,6 +255,12 @@ class RetentionCallback(L.Callback):
         for logger in trainer.loggers:
             named = {f"retention/{name}": float(value) for name, value in figures.items()}
             logger.log_metrics(named, max(trainer.global_step - 1, 0))
+
+
+def _validates(trainer: L.Trainer) -> bool:
+    data = getattr(trainer, "datamodule", None)
+    without = isinstance(data, RankingDataModule) and not data.records.keys() & {"val", "candidates"}
+    return trainer.enable_validation and not without
 
 
 _LOGGED = ("acc", "acc_cloze", "answer_logprob", "bits_per_byte", "acc_p_chance", "acc_cloze_p_chance")

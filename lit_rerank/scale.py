@@ -67,18 +67,40 @@ def check_scalable(model: "PreTrainedModel", scale: float) -> None:
     adapted: Any = model
     for name in adapted.active_adapters:
         config = adapted.peft_config[name]
-        kind, start = getattr(config.peft_type, "value", config.peft_type), getattr(config, "init_lora_weights", True)
+        kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA":
             raise UserError(f"the adapter is of the kind {kind}: only LoRA's strength can be changed")
         for does, what in (
             (config.modules_to_save, f"replaces whole modules (modules_to_save: {config.modules_to_save})"),
             (config.trainable_token_indices, "replaces embeddings of tokens (trainable_token_indices)"),
             (config.use_dora, "changes the lengths of weights (DoRA)"),
-            (config.bias != "none", f"changes biases (bias: {config.bias})"),
-            (isinstance(start, str) and start.startswith(_INTO_BASE), f"changes the base weights ({start})"),
         ):
             if does:
                 raise UserError(f"the adapter {what}: its strength cannot be changed")
+        if changes := _change_of_base(config):
+            raise UserError(f"the adapter {changes}: its strength cannot be changed")
+
+
+def check_base_is_kept(model: "PreTrainedModel") -> None:
+    """Refuse an adapter that leaves another model than the base behind where it is turned off.
+
+    Raises:
+        UserError: for such a one.
+    """
+    adapted: Any = model
+    for name in adapted.active_adapters:
+        if changes := _change_of_base(adapted.peft_config[name]):
+            raise UserError(f"the adapter {changes}: turned off, it does not leave the base model; measure that alone")
+
+
+def _change_of_base(config: Any) -> str | None:
+    """What an adapter changes outside itself."""
+    bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+    if bias != "none":
+        return f"changes biases (bias: {bias})"
+    if isinstance(start, str) and start.startswith(_INTO_BASE):
+        return f"changes the base weights ({start})"
+    return None
 
 
 def _layers(model: "PreTrainedModel") -> list[tuple[Any, str]]:

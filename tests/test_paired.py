@@ -1,5 +1,6 @@
 """What has changed between two measurements, with intervals, and what of that is judged."""
 
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,11 +12,14 @@ from lit_rerank.errors import UserError
 from lit_rerank.paired import above_chance, beyond, flat, interval, paired
 from lit_rerank.retention import Answered, Read, Retention
 
-UNIFORM = -5.5
 
-
-def retention(right: list[bool], logprobs: list[float] | None = None, bits: list[float] | None = None) -> Retention:
-    """Letters always wrong; cloze as told; documents of 10, 20, ... bytes."""
+def retention(
+    right: list[bool],
+    logprobs: list[float] | None = None,
+    bits: list[float] | None = None,
+    chances: list[float | None] | None = None,
+) -> Retention:
+    """Letters always wrong; cloze as told, all distractors 1 worse or better; documents of 10, 20, ... bytes."""
     answered = [
         Answered(
             str(i),
@@ -23,11 +27,11 @@ def retention(right: list[bool], logprobs: list[float] | None = None, bits: list
             (1.0, 0.0, 0.0, 0.0),
             tuple(v if j == 1 else (v - 1 if ok else v + 1) for j in range(4)),
             1,
-            UNIFORM,
         )
         for i, (ok, v) in enumerate(zip(right, logprobs or [-1.0] * len(right), strict=True))
     ]
-    return Retention(tuple(answered), tuple(Read(str(i), b, 10 * (i + 1)) for i, b in enumerate(bits or [])))
+    told = enumerate(zip(bits or [], chances or [None] * len(bits or []), strict=True))
+    return Retention(tuple(answered), tuple(Read(str(i), b, 10 * (i + 1), chance) for i, (b, chance) in told))
 
 
 def test_nothing_changes_where_nothing_changes() -> None:
@@ -81,13 +85,21 @@ def test_a_drop_is_beyond_what_is_allowed_only_with_its_whole_interval() -> None
 
 
 def test_chance_is_a_test_of_what_is_known() -> None:
-    gains = [0.5, -0.2, 0.1, 0.9]
-    known = retention([True, True, True, False], [UNIFORM + gain for gain in gains], [80.0, 160.0])
+    known = retention([True, True, True, False], bits=[80.0, 160.0])
     assert above_chance("acc_cloze", known) == pytest.approx(4 * 0.25**3 * 0.75 + 0.25**4)
     assert above_chance("acc", known) == 1
-    expected: Any = ttest_1samp(gains, 0, alternative="greater")
+    expected: Any = ttest_1samp([1, 1, 1, -1], 0, alternative="greater")
     assert above_chance("answer_logprob", known) == pytest.approx(expected.pvalue)
-    assert above_chance("bits_per_byte", known) == 1  # eight bits a byte
+    assert above_chance("bits_per_byte", known) == 1  # eight bits a byte, where nothing else is told
+
+
+def test_who_writes_well_but_knows_nothing_is_no_better_than_chance() -> None:
+    """Far better than random bytes, and yet: right and wrong answers alike; documents by random tokens."""
+    draw = np.random.default_rng(2)
+    fluent = retention([True, False] * 50, list(draw.normal(-1, 0.1, 100)), [35.0, 70.0, 105.0], [34.0, 69.5, 107.0])
+    assert above_chance("answer_logprob", fluent) > 0.05
+    assert above_chance("bits_per_byte", fluent) > 0.05
+    assert flat(paired(fluent, fluent))["judged"] == ["acc_cloze"]
 
 
 def test_intervals_are_of_ratios_of_sums() -> None:
@@ -106,3 +118,8 @@ def test_only_the_same_can_be_compared() -> None:
         paired(retention([True, False]), retention([True]))
     with pytest.raises(UserError, match="different documents"):
         paired(retention([True], bits=[1.0]), retention([True]))
+    one, other, untold = (replace(retention([True]), examples=shown) for shown in (("a",), ("a", "b"), None))
+    with pytest.raises(UserError, match=r"different examples before their questions \(1 and 2 in all\)"):
+        paired(one, other)
+    for before, after in ((one, one), (one, untold), (untold, one)):
+        paired(before, after)

@@ -12,7 +12,7 @@ import yaml
 from data_modules.sources.base import read_lines
 from lit_rerank import questions as module
 from lit_rerank.errors import UserError
-from lit_rerank.questions import Question, QuestionsSource, questions_of_tasks, shipped_questions
+from lit_rerank.questions import Question, QuestionsSource, open_questions, questions_of_tasks, shipped_questions
 
 SAMPLE = {"question": "1 + 1?\n(A) 1 (B) 2 (C) 3 (D) 4", "target": "Let's think. The answer is (B)."}
 ROW = {"subject": "arithmetic", "question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1}
@@ -96,6 +96,19 @@ def test_without_lm_eval_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install lm-eval"):
         shipped_questions()
+
+
+def test_subjects_with_fewer_examples_than_asked_for_are_named(tmp_path: Path) -> None:
+    there = Counter(question.subject for question in shipped_questions())
+    few, enough = (next(name for name, count in there.items() if count == n) for n in (3, 5))
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(ROW | {"subject": subject}) + "\n" for subject in (few, enough)))
+    with pytest.warns(UserWarning, match=f"^fewer than 4 examples: {few} 3$"):
+        _, examples = open_questions(str(path), 4)
+    assert Counter(example.subject for example in examples)[few] == 3
+    path.write_text(json.dumps(ROW) + "\n")
+    with pytest.raises(UserError, match="there is no example for the subject arithmetic"):
+        open_questions(str(path), 4)
 
 
 def test_a_file_of_questions_is_read(shared_data: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,14 +22,16 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from scipy.stats import binom
+from tokenizers.processors import TemplateProcessing
 
 from lit_rerank.backbone import BackboneSettings, load_backbone, load_model, load_tokenizer, trainable_parameters
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import Document, shipped_documents
 from lit_rerank.live_lm import LiveLM
+from lit_rerank.paired import paired
 from lit_rerank.questions import Question, QuestionsSource, shipped_questions, spread
-from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, Retention, lm_eval_tasks, measure, mmlu_smoke
+from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, Read, Retention, lm_eval_tasks, measure, mmlu_smoke
 from tests.references import randomise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,9 +157,25 @@ def test_a_measurement_is_kept_in_a_file(tiny_model: Path, tmp_path: Path) -> No
     )
     found.save(tmp_path / "items.jsonl")
     assert Retention.load(tmp_path / "items.jsonl") == found
+    found.save(tmp_path / "items.jsonl.gz")
+    assert (tmp_path / "items.jsonl.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert Retention.load(tmp_path / "items.jsonl.gz") == found
+    broken = replace(found, documents=(Read("d", math.nan, 9),))
+    with pytest.raises(UserError, match=r"cannot write .*none.jsonl: the model's log-likelihoods are no finite"):
+        broken.save(tmp_path / "none.jsonl")
     (tmp_path / "items.jsonl").write_text('{"answer": 3}\n')
     with pytest.raises(UserError, match="holds no measurement of retention"):
         Retention.load(tmp_path / "items.jsonl")
+
+
+def test_measurements_of_earlier_versions_can_still_be_compared() -> None:
+    """They told what random bytes would cost, and nothing of examples."""
+    question = {"id": "q", "subject": "s", "letters": [0.0, -1.0, -2.0, -3.0], "cloze": [-1.0] * 4, "answer": 0}
+    asked = question | {"chance": -6.0, "acc": 1.0, "acc_cloze": 1.0, "answer_logprob": -1.0}
+    old = Retention.of_rows([asked, {"id": "d", "bits": 9.0, "bytes": 3}, {"truncated": 0}])
+    new = Retention.of_rows([question, {"id": "d", "bits": 12.0, "bytes": 3, "chance": 30.0}, {"examples": ["e"]}])
+    assert paired(old, new)["bits_per_byte"]["difference"] == 1
+    assert (old.examples, new.examples) == (None, ("e",))
 
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="models/smollm2-135m-instruct is absent: run `make model`")
@@ -198,7 +217,45 @@ def test_log_probabilities_are_those_of_lm_eval_itself(tiny_model: Path) -> None
 
 class _Request:
     def __init__(self, args: tuple[str, ...]) -> None:
-        self.args, self.task_name = args, None
+        self.args, self.task_name, self.doc_id = args, None, None
+
+
+def test_a_text_begins_with_one_token_where_the_tokenizer_begins_texts_by_itself(tiny_model: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
+    text = "Fleas live for days."
+    expected = logp(model, tokenizer, "<|im_start|>", text)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer(text).input_ids[0] == tokenizer.bos_token_id
+    found = measure(model, tokenizer, [], [Document(text)]).documents[0]
+    assert -found.bits * math.log(2) == pytest.approx(expected, abs=1e-4)
+
+
+def test_long_texts_and_many_short_ones_are_read_in_bounded_parts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    model.config.max_position_embeddings = 200
+    texts = [Document(f"{'Fleas live. ' * n}{n}") for n in (1, 2, 3, 5, 40)] + [Document("Fleas live. 1")]
+    whole = measure(model, tokenizer, [], texts)
+    monkeypatch.setattr("lit_rerank.live_lm.MAX_ASKED", 30)
+    places: list[int] = []
+    model.register_forward_hook(lambda *call: places.append(call[-1].logits.shape[1]))
+    read: list[int] = []
+    parts = measure(model, tokenizer, [], texts, progress=read.append)
+    assert max(places) <= 30 < sum(places)
+    assert [d.bits for d in parts.documents] == pytest.approx([d.bits for d in whole.documents], rel=1e-5)
+    assert sum(read) == len(texts)
+
+
+def test_progress_counts_each_prompt_once(tiny_model: Path) -> None:
+    """Also where two are alike, and where a long choice is read by itself."""
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    one = Question("s", "Why?", ("1", "2", "days " * 150, "4"), 0)
+    read: list[int] = []
+    measure(model, tokenizer, [one, one, Question("s", "Who?", one.choices, 1)], progress=read.append)
+    assert sum(read) == 6
 
 
 @pytest.mark.parametrize("subject", ["abstract_algebra", "high_school_us_history"])
@@ -455,7 +512,7 @@ doc_to_target: "{{{{capital}}}}"
     [
         ("multiple_choice", "doc_to_choice: [Paris, Berlin]", "acc,none"),
         ("generate_until", "generation_kwargs: {until: ['.'], max_gen_toks: 3}", "exact_match,none"),
-        ("loglikelihood", "metric_list: [{metric: acc}]", "acc,none"),
+        ("loglikelihood", "num_fewshot: 0\nmetric_list: [{metric: acc}]", "acc,none"),
     ],
 )
 def test_any_task_of_lm_eval_runs_on_the_live_model(
@@ -471,6 +528,7 @@ def test_any_task_of_lm_eval_runs_on_the_live_model(
     evaluate([*command, "--include_path", str(tmp_path / "tasks"), "--fewshot", "1"])
     found = json.loads((tmp_path / "m.json").read_text())
     assert 0 <= found[f"capitals.{figure}"] <= 1
+    assert found["capitals.n-shot"] == (0 if "num_fewshot: 0" in more else 1)
     if kind == "multiple_choice":
         model, tokenizer = load_model(str(tiny_model)).eval(), load_tokenizer(str(tiny_model))
         shots = lm_eval_tasks(model, tokenizer, ["capitals"], 0, include_path=str(tmp_path / "tasks"))
@@ -480,6 +538,42 @@ def test_any_task_of_lm_eval_runs_on_the_live_model(
             for scores, r in zip(names, rows, strict=True)
         ]
         assert shots["capitals"]["acc,none"] == pytest.approx(fmean(right))
+
+
+def test_what_lm_eval_cannot_run_is_said_in_one_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n')
+    task = TASK.format(data=tmp_path / "capitals.jsonl", kind="loglikelihood", more="unsafe_code: true")
+    (tmp_path / "capitals.yaml").write_text(task)
+    model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
+    with pytest.raises(UserError, match=r"lm-eval cannot run capitals: .* marked as unsafe"):
+        lm_eval_tasks(model, tokenizer, ["capitals"], include_path=str(tmp_path))
+
+
+def test_only_an_adapter_that_leaves_its_base_alone_is_compared_with_it(tiny_model: Path, tmp_path: Path) -> None:
+    adapted(tiny_model, bias="all").save_pretrained(tmp_path / "adapter")
+    files = ["--adapter", str(tmp_path / "adapter"), "--metrics", str(tmp_path / "m.json")]
+    with pytest.raises(SystemExit, match=r"the adapter changes .*: turned off, it does not leave the base model"):
+        evaluate(["mmlu", "--model", str(tiny_model), *files, "--limit", "2", "--paired", "true"])
+
+
+@pytest.mark.parametrize(
+    ("against", "named"),
+    [
+        ("old.json", {"metrics": "old.json"}),
+        ("old.jsonl", {"metrics": "m.json", "details": "old.jsonl"}),
+        ("m.details.jsonl", {"metrics": "m.json"}),
+    ],
+)
+def test_what_is_compared_with_is_not_overwritten(against: str, named: dict[str, str], tmp_path: Path) -> None:
+    old = tmp_path / against
+    old.write_text("kept")
+    files = [word for option, name in named.items() for word in (f"--{option}", str(tmp_path / name))]
+    with pytest.raises(SystemExit, match=rf"{old.name}, named by --against, would be overwritten"):
+        evaluate(["mmlu", "--model", "any/model", "--against", str(old), *files])
+    assert old.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -495,6 +589,8 @@ def test_any_task_of_lm_eval_runs_on_the_live_model(
         (["--against", "none.jsonl"], "none.jsonl"),
         (["--include_path", "."], "include_path is for --tasks"),
         (["--tasks+", "mmlu", "--text", "shipped"], "tasks are lm-eval's own business"),
+        (["--tasks+", "hellaswag", "--limit", "0"], "limit is 0; it must be at least 1"),
+        (["--tasks+", "hellaswag", "--fewshot", "-1"], "fewshot is -1; it must be 0 or more"),
         (["--tasks+", "nothing_of_that_name"], "lm-eval has no task 'nothing_of_that_name'"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--metrics", "."], "is a directory; name a file"),

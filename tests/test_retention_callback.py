@@ -5,19 +5,23 @@ import os
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, set_seed
 
-from lit_rerank.backbone import load_for_inference, load_tokenizer, trainable_parameters
+from lit_rerank.backbone import BackboneSettings, load_for_inference, load_tokenizer, trainable_parameters
+from lit_rerank.errors import UserError
 from lit_rerank.general_text import open_documents
 from lit_rerank.questions import open_questions
 from lit_rerank.retention import measure
-from lit_rerank.retention_callback import MaxDrop
+from lit_rerank.retention_callback import MaxDrop, RetentionCallback
+from lit_rerank.sft import SFTModule
 from tests.training import Crash, command, figures, train_in, write_data
 
 QUESTIONS, DOCUMENTS = 16, 4
@@ -202,6 +206,9 @@ def test_a_resumed_run_compares_with_the_first_start(folder: Path, tiny_model: P
         for name, value in figures(whole)[step].items():
             if name.startswith("retention/"):
                 assert figures(resumed)[step][name] == pytest.approx(value, abs=1e-6), (step, name)
+    others = watched(limit=QUESTIONS - 1)
+    with pytest.raises(SystemExit, match="watched otherwise: the two measurements are of different questions"):
+        run(folder, tiny_model, "resumed", *others, "--ckpt_path=resumed/checkpoints/last-previous.ckpt")
 
 
 def work(rank: int, port: int, folder: Path, model: Path) -> None:
@@ -244,5 +251,93 @@ def test_wrong_settings_are_refused(folder: Path, tiny_model: Path, settings: di
         run(folder, tiny_model, "refused", *watched(**settings))
 
 
+def test_a_run_without_validation_is_refused(folder: Path, tiny_model: Path) -> None:
+    without = ["--data.init_args.val=null", "--data.init_args.candidates=null", "--trainer.val_check_interval=null"]
+    with pytest.raises(SystemExit, match="measures after validations, and there are none"):
+        run(folder, tiny_model, "blind", *without, *watched())
+
+
+class Stage:
+    """What the callback asks of a trainer of two processes whose `min_steps` are not reached."""
+
+    state, sanity_checking = SimpleNamespace(fn=TrainerFn.FITTING), False
+    is_global_zero, world_size, enable_validation, should_stop = True, 2, True, False
+    strategy = SimpleNamespace(broadcast=lambda said: said)
+    checkpoint_callback = SimpleNamespace(monitor="val/score", mode="min")
+    fit_loop = SimpleNamespace(_can_stop_early=False)
+    loggers = ()
+
+    def __init__(self, folder: Path) -> None:
+        self.default_root_dir, self.global_step, self.callback_metrics = str(folder), 0, {}
+
+    def at(self, step: int, score: float) -> Any:
+        self.global_step, self.callback_metrics = step, {"val/score": torch.tensor(score)}
+        return self
+
+
+def restoring() -> RetentionCallback:
+    return RetentionCallback(limit=1, text=None, on_drop="restore")
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
+    stage, module, callback = Stage(tmp_path), torch.nn.Linear(1, 1), restoring()
+    kept = []
+    for step, score in enumerate([0.9, float("nan"), 0.5, 0.7, -float("inf")]):
+        callback._keep_if_best(stage.at(step, score), module)
+        kept.append(callback.kept_step)
+    assert kept == [0, 0, 2, 2, 2]
+    first = restoring()
+    first._keep_if_best(stage.at(0, float("nan")), module)
+    first._keep_if_best(stage.at(1, 9.0), module)
+    assert first.kept_step == 1
+
+
+def test_weights_of_another_branch_or_damaged_are_not_what_was_kept(tmp_path: Path) -> None:
+    stage, module, callback = Stage(tmp_path), torch.nn.Linear(1, 1), restoring()
+    callback._keep_if_best(stage.at(2, 0.5), module)
+    earlier = callback.state_dict()
+    callback._keep_if_best(stage.at(4, 0.4), module)
+    resumed, branch = restoring(), restoring()
+    resumed.load_state_dict(callback.state_dict())
+    branch.load_state_dict(earlier)
+    assert resumed._finds_kept(stage)
+    assert not branch._finds_kept(stage)
+    assert not restoring()._finds_kept(stage)  # a new run in an old folder
+    path = callback._path(stage)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match="retained.pt is damaged"):
+        assert not resumed._finds_kept(stage)
+
+
+def test_where_training_may_not_stop_yet_the_last_measurement_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, module, callback = Stage(tmp_path), torch.nn.Linear(1, 1), restoring()
+    callback.differences = {"bits_per_byte": {"before": 1.0, "after": 2.0, "low": 0.9, "high": 1.1}}
+    found = iter([["bits_per_byte"], []])
+    monkeypatch.setattr(callback, "_compare", lambda *_: next(found))
+    with pytest.warns(UserWarning, match="stops when min_steps and min_epochs are reached, .* if the last measurement"):
+        callback.on_validation_end(stage.at(2, 0.5), module)
+    assert stage.should_stop
+    callback.on_validation_end(stage.at(4, 0.4), module)
+    with torch.no_grad():
+        module.weight.fill_(7.0)
+    callback.on_train_end(stage, module)
+    assert module.weight == 7
+
+
+def test_a_model_in_pieces_is_refused_and_long_waits_are_announced(tmp_path: Path) -> None:
+    module, callback = SFTModule(BackboneSettings("any/model")), restoring()
+    module.model = torch.nn.Linear(1, 1)
+    callback.from_hub = True
+    with pytest.warns(UserWarning, match="14,042 questions while the others wait"):
+        callback._check(Stage(tmp_path), module)
+    module.model.weight.ds_id = 0  # as DeepSpeed has it
+    with pytest.raises(UserError, match=r"cannot watch a model in pieces \(FSDP, ZeRO 3\)"):
+        callback.on_train_start(Stage(tmp_path), module)
+
+
 def test_what_is_allowed_has_names() -> None:
+    with pytest.raises(UserError, match=r"max_drop\.acc is nan"):
+        MaxDrop(acc=float("nan"))
     assert MaxDrop(acc_cloze=None, acc=0.1).named == {"acc": 0.1, "answer_logprob": 0.1, "bits_per_byte": 0.1}

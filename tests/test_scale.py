@@ -18,7 +18,7 @@ from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.merge import merged
 from lit_rerank.reranker import load_prompt_settings, save_prompt_settings
-from lit_rerank.scale import fold_scale, scaled
+from lit_rerank.scale import check_base_is_kept, fold_scale, scaled
 
 IDS = torch.arange(4, 44).reshape(1, 40)
 SCALES = [0.0, 0.3, 1.0, 1.5, -0.5]
@@ -128,6 +128,11 @@ def test_an_adapter_that_cannot_be_scaled_is_refused_in_one_line(what: str, tiny
     for change in (lambda: scaled(model, 0.5).__enter__(), lambda: fold_scale(model, 0.5)):
         with pytest.raises(UserError, match=f"^the adapter {reason}: its strength cannot be changed$"):
             change()
+    if what in ("bias", "pissa"):
+        with pytest.raises(UserError, match=f"^the adapter {reason}: turned off, it does not leave the base model"):
+            check_base_is_kept(model)
+    else:
+        check_base_is_kept(model)
 
 
 def test_neither_other_kinds_nor_nothing_nor_infinity(tiny_model: Path, tmp_path: Path) -> None:

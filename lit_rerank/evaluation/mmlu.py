@@ -41,13 +41,14 @@ def answer_mmlu(
             a smoke test and not MMLU's figure.
         fewshot: answered questions of the same subject before each question: a file of them, laid out as questions
             are, or how many of the dev questions (of the hub, or those shipped); by default none.
-        limit: only so many questions, spread evenly over all.
+        limit: only so many questions, spread evenly over all; with tasks, the first so many documents of each.
         text: also measure bits per byte of these documents: {"text"} a line of .jsonl(.gz), or the paragraphs of any
             other file; `shipped`: explanations on 57 subjects that lm-eval holds. With paired, by default shipped.
         paired: measure the base too (adapter off, same weights, same questions) and what has changed, with intervals.
         against: what --details of an earlier run has written: what has changed since, with intervals.
-        details: JSONL to write each question's and document's figures to; by default beside the metrics.
-        tasks: instead of these questions: lm-eval's tasks or groups by name, with its own figures (fewshot: a number).
+        details: JSONL(.gz) to write each question's and document's figures to; by default beside the metrics.
+        tasks: instead of these questions: lm-eval's tasks or groups by name, with its own figures (fewshot: a number,
+            which tasks that fix their own do not take: n-shot tells).
         include_path: a folder with lm-eval task files of your own.
         batch_size: prompts read at a time; on a CPU, few are fast.
         dtype: of the weights.
@@ -63,22 +64,26 @@ def answer_mmlu(
     make_way(metrics)
     kept = details or str(Path(metrics).with_suffix(".details.jsonl"))
     make_way(kept)
+    _check_apart(metrics, kept, against)
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
     from lit_rerank.paired import check_same, flat
     from lit_rerank.paired import paired as differences
     from lit_rerank.retention import Retention, lm_eval_tasks, measure
+    from lit_rerank.scale import check_base_is_kept
 
     earlier = None if against is None else Retention.load(against)
     asked, examples = ([], []) if tasks else open_questions(questions, fewshot, limit)
     read = open_documents(text or (SHIPPED if paired else None))
     if earlier is not None:
-        check_same(earlier, asked, read)
+        check_same(earlier, asked, read, tuple(example.id for example in examples))
     tokenizer = load_tokenizer(model, trust_remote_code)
     loaded: Any = load_for_inference(
         model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
     )
+    if paired:
+        check_base_is_kept(loaded)
     started = time.perf_counter()
     if tasks:
         shots = fewshot if isinstance(fewshot, int) else None
@@ -108,3 +113,12 @@ def answer_mmlu(
     result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
     report(result, metrics)
     return result
+
+
+def _check_apart(metrics: str, details: str, against: str | None) -> None:
+    """Refuse to overwrite a file with another of this run's, or the measurement that is compared with."""
+    written = [Path(path).resolve() for path in (metrics, details)]
+    if written[0] == written[1]:
+        raise UserError(f"{metrics} is to hold both the metrics and the details; name two files")
+    if against is not None and Path(against).resolve() in written:
+        raise UserError(f"{against}, named by --against, would be overwritten: name other --metrics or --details")
