@@ -35,8 +35,6 @@ JVM_OPTIONS = (
     "-XX:+IgnoreUnrecognizedVMOptions",
     "--sun-misc-unsafe-memory-access=allow",
 )
-
-
 # Prebuilt indexes of other languages than English, by their folders; -en behind the language is a translation.
 LANGUAGE = re.compile(r"\.(?:(?:miracl|mrtydi|ciral|hc4)-v\d\.\d|neuclir22)-(?:[a-z]{2}-)?([a-z]{2})\.|\.(zh)wiki-")
 BY_WHITE_SPACE = ".miracl-v1.0-yo."  # and not as Yoruba is elsewhere
@@ -68,7 +66,10 @@ class LuceneDocuments(Mapping[str, Document]):
         return int(self.searcher.num_docs)
 
     def __iter__(self) -> Iterator[str]:
-        return (self.searcher.doc(number).docid() for number in range(len(self)))
+        for number in range(len(self)):
+            with in_java(f"{self.folder}: document number {number} cannot be read"):
+                docid = self.searcher.doc(number).docid()
+            yield docid
 
     def __getitem__(self, docid: str) -> Document:
         with in_java(f"{self.folder}: document {docid!r} cannot be read"):
