@@ -123,8 +123,12 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         self.sizes: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own."""
-        return vars(self) | {"trainer": None, "records": {}, "unranked": None}
+        """What worker processes that are spawned, not forked, need: not the trainer, nor records beside their own.
+
+        Sources, which may hold what cannot be pickled, were read in `setup`; who is spawned before it reads them.
+        """
+        state = vars(self) | {"trainer": None, "records": {}, "unranked": None, "_train_loader": None}
+        return state | {"sources": {}, "replay": None} if "encoder" in state else state
 
     def state_dict(self) -> dict[str, Any]:
         """By what it is decided which examples a step is made of: a place in an epoch is a place under these alone."""

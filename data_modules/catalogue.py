@@ -1,5 +1,6 @@
 """Collections by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ IR_DATASETS = "ir_datasets:"
 LUCENE = "pyserini:"
 DOCUMENTS = ("corpus.jsonl", "corpus.jsonl.gz", "docs.jsonl", "docs.jsonl.gz")
 QUERIES = ("queries.jsonl", "queries.jsonl.gz", "queries.tsv", "queries.tsv.gz")
+BEIR_QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
+TREC_QRELS = ("qrels.txt", "qrels.txt.gz")
 POSSIBLE = (
     f"{', '.join(PYDOCS)}, a directory with {DOCUMENTS[0]} or {DOCUMENTS[2]} (.gz) and {QUERIES[2]} or {QUERIES[0]} "
     f"(.gz), a corpus file (.jsonl, .jsonl.gz), {IR_DATASETS}ID, or {LUCENE}INDEX@TOPICS"
@@ -34,7 +37,7 @@ def open_collection(name: str) -> Collection:
     - `ir_datasets:ID`.
     - `pyserini:INDEX` or `pyserini:INDEX@TOPICS`: a Lucene index (a directory, or the name of one of Pyserini's
       prebuilt ones), and queries with their judgements: a directory with such files as above, `ir_datasets:ID`, or a
-      name that Pyserini has topics for.
+      name that Pyserini has topics for; `TOPICS@QRELS` where it has judgements of them by another name.
 
     Raises:
         UserError: for anything else, or where what it names is broken.
@@ -55,39 +58,48 @@ def open_collection(name: str) -> Collection:
     raise UserError(f"there is no collection {name!r}; possible are {POSSIBLE}")
 
 
+def open_documents(name: str) -> Mapping[str, Document]:
+    """The documents of the collection called `name`; a directory needs no queries."""
+    path = user_path(name)
+    if name not in PYDOCS and path.is_dir():
+        return _documents(_one_of(path, DOCUMENTS))
+    return open_collection(name).documents
+
+
 def _documents(path: Path) -> dict[str, Document]:
     return {document.docid: document for document in DocumentsSource(path)}
 
 
 def _directory(path: Path) -> Collection:
-    documents = _documents(_one_of(path, DOCUMENTS))
-    return Collection(str(path), documents, *_judged_queries(path))
+    return Collection(str(path), _documents(_one_of(path, DOCUMENTS)), *_judged_queries(path))
 
 
 def _judged_queries(path: Path) -> tuple[dict[str, str], Qrels]:
     """Queries and judgements of a directory; there may be none of the latter."""
     queries = dict(QueriesSource(_one_of(path, QUERIES)))
-    beir, trec = path / "qrels" / "test.tsv", path / "qrels.txt"
-    qrels: Qrels = {}
-    if beir.is_file():
+    if beir := _found(path, BEIR_QRELS):
         # BEIR keeps the queries of all splits in one file.
         qrels = read_beir_qrels(beir)
-        queries = {qid: query for qid, query in queries.items() if qid in qrels}
-    elif trec.is_file():
-        qrels = read_qrels(trec)
-    return queries, qrels
+        return {qid: query for qid, query in queries.items() if qid in qrels}, qrels
+    trec = _found(path, TREC_QRELS)
+    return queries, read_qrels(trec) if trec else {}
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
+    if file := _found(folder, names):
+        return file
     raise UserError(f"collection {str(folder)!r} lacks {', '.join(names[:-1])} or {names[-1]}")
+
+
+def _found(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files that a folder has."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _ir_dataset(name: str) -> Collection:
     dataset_id = name.removeprefix(IR_DATASETS)
     dataset = irds.load(dataset_id, "docs")
+    irds.fetch(dataset_id, dataset, "docs", "queries", "qrels")
     with irds.reading(dataset_id):
         texts = ((document.doc_id, document.default_text()) for document in dataset.docs_iter())
         documents = {docid: Document(docid, text) for docid, text in texts}
@@ -105,8 +117,9 @@ def _lucene(name: str) -> Collection:
     elif topics.startswith(IR_DATASETS):
         dataset_id = topics.removeprefix(IR_DATASETS)
         dataset = irds.load(dataset_id, "queries")
+        irds.fetch(dataset_id, dataset, "queries", "qrels")
         with irds.reading(dataset_id):
             queries, qrels = irds.queries_of(dataset), irds.qrels_of(dataset)
     elif at:
-        queries, qrels = lucene.topics(topics)
+        queries, qrels = lucene.topics(*topics.split("@", 1))
     return Collection(name, lucene.open_index(index), queries, qrels)

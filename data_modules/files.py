@@ -1,8 +1,11 @@
 """Files read safely: whatever they hold, and however much of it, the answer is lines or one `UserError`."""
 
 import gzip
+import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -22,13 +25,25 @@ def user_path(path: str | Path) -> Path:
         raise UserError(f"{path}: {error}") from None
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of all processes that fetch something into a folder, one at a time: the others wait, and find it there."""
+    from filelock import FileLock
+
+    # Where nothing can be written, nothing is fetched.
+    with FileLock(folder / ".lit-rerank.lock") if os.access(folder, os.W_OK) else nullcontext():
+        yield
+
+
 def existing_file(path: str | Path) -> Path:
     """The path, or a UserError where there is no such file."""
     file = user_path(path)
     try:
         if file.is_file():
             return file
-        raise UserError(f"{path} is a directory, not a file" if file.is_dir() else f"{path} does not exist")
+        if file.is_dir():
+            raise UserError(f"{path} is a directory, not a file")
+        raise UserError(f"{path} is no regular file" if file.exists() else f"{path} does not exist")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -36,7 +51,8 @@ def existing_file(path: str | Path) -> Path:
 def read_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[str, bytes]]:
     """`file:line` and content of each line that is not blank. Only "\\n" ends a line: texts hold U+0085 and U+2028.
 
-    Of a line of more than `longest` bytes the rest is passed over; `decoded` refuses what is left.
+    A byte-order mark is no part of a line. Of a line of more than `longest` bytes the rest is passed over; `decoded`
+    refuses what is left.
 
     Raises:
         UserError: where the file cannot be read (further), such as a truncated gzip.
@@ -51,7 +67,9 @@ def read_lines(path: Path, longest: int = MAX_LINE) -> Iterator[tuple[str, bytes
                     rest = lines.readline(longest + 1)
                 if not line:
                     return
-                if not line.isspace():
+                if len(line) <= longest:
+                    line = line.removeprefix(BOM_UTF8)
+                if line and not line.isspace():
                     yield f"{path}:{number}", line
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}:{number}: cannot be read any further: {error}") from None
@@ -66,6 +84,6 @@ def decoded(line: bytes, longest: int = MAX_LINE) -> str:
     if len(line.rstrip(b"\r\n")) > longest:
         raise UserError(f"has more than {longest >> 20} MiB; no line may be longer")
     try:
-        return line.decode("utf-8-sig")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8: byte {error.start + 1} of the line") from None

@@ -63,10 +63,6 @@ class Bm25:
             scores[number] = -np.inf
         return self._best(scores, min(k, len(scores) - (number is not None)))
 
-    def scores(self, query: str) -> dict[str, float]:
-        """The score of each document, by docid."""
-        return {p.docid: float(score) for p, score in zip(self._passages, self._scores(query), strict=True)}
-
     def _tokenize(self, text: str) -> list[str]:
         import bm25s
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_modules.files import user_path
 from lit_rerank.errors import UserError
 
 OLDEST = 21
@@ -31,7 +32,7 @@ def find_java(jvms: str = JVMS) -> Path:
     seen = [(home, modules) for home in homes if (modules := _modules(home))]
     seen.sort(key=lambda java: _version(java[1]), reverse=True)
     if named:
-        seen.insert(0, (Path(named).expanduser(), _modules(Path(named).expanduser())))
+        seen.insert(0, (user_path(named), _modules(user_path(named))))
     for home, modules in seen:
         if _version(modules) >= OLDEST and MODULE in modules and (home / LIBRARY).exists():
             return home

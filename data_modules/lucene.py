@@ -6,6 +6,7 @@ Pyserini and its Java are started by the first function that needs them, never b
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.collection import Collection, Document
+from data_modules.files import one_at_a_time, user_path
 from data_modules.java import LIBRARY, find_java
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources.base import first_of, text
@@ -24,6 +26,8 @@ from data_modules.trec import Qrels, in_order, read_qrels
 from lit_rerank.errors import UserError
 
 BATCH = 1000  # documents handed to Java at a time
+QUERIES = 100  # searched at a time: Java holds what is found, with its text, until Python has it
+BLANK = "".join(map(chr, range(33)))  # what Java trims
 CORES = os.cpu_count() or 1
 JVM_OPTIONS = (
     "-Xrs",  # Ctrl-C stays Python's
@@ -31,41 +35,60 @@ JVM_OPTIONS = (
     "-XX:+IgnoreUnrecognizedVMOptions",
     "--sun-misc-unsafe-memory-access=allow",
 )
+# Prebuilt indexes of other languages than English, by their folders; -en behind the language is a translation.
+LANGUAGE = re.compile(r"\.(?:(?:miracl|mrtydi|ciral|hc4)-v\d\.\d|neuclir22)-(?:[a-z]{2}-)?([a-z]{2})\.|\.(zh)wiki-")
+BY_WHITE_SPACE = ".miracl-v1.0-yo."  # and not as Yoruba is elsewhere
 
 
 class LuceneDocuments(Mapping[str, Document]):
     """The documents of a Lucene index by docid, read from it when they are asked for; iteration goes through them all.
 
     Args:
-        folder: the index.
+        folder: the index; one of Pyserini's that is not in English is known by its name, and searched in its language.
 
     Raises:
         UserError: where there is none, or (on reading) where it does not store what it has indexed.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         if not any(self.folder.glob("segments_*")):
             raise UserError(f"{folder} holds no Lucene index; `evaluate.py index` builds one")
         start()
         from pyserini.search.lucene import LuceneSearcher
 
-        self.searcher = LuceneSearcher(str(self.folder))
+        with in_java(f"{folder} cannot be opened"):
+            self.searcher = LuceneSearcher(str(self.folder))
+        if language := _language(self.folder.name):
+            self.searcher.set_language(language)
 
     def __len__(self) -> int:
         return int(self.searcher.num_docs)
 
     def __iter__(self) -> Iterator[str]:
-        return (self.searcher.doc(number).docid() for number in range(len(self)))
+        for number in range(len(self)):
+            with in_java(f"{self.folder}: document number {number} cannot be read"):
+                docid = self.searcher.doc(number).docid()
+            yield docid
 
     def __getitem__(self, docid: str) -> Document:
-        stored = self.searcher.doc(docid)
-        if stored is None:
-            raise KeyError(docid)
+        with in_java(f"{self.folder}: document {docid!r} cannot be read"):
+            stored = self.searcher.doc(docid)
+            if stored is None:
+                raise KeyError(docid)
+            raw = stored.raw() or stored.contents()
         try:
-            return _document(docid, stored.raw() or stored.contents())
+            return _document(docid, raw)
         except UserError as error:
             raise UserError(f"{self.folder}: document {docid!r}: {error}") from None
+
+
+def _language(folder: str) -> str | None:
+    """Anserini's name of the language that a prebuilt index is in; None where its name does not tell."""
+    if BY_WHITE_SPACE in folder:
+        return "sw"  # which Anserini divides by white space, too
+    found = LANGUAGE.search(folder)
+    return (found[1] or found[2]) if found else None
 
 
 def _document(docid: str, raw: str | None) -> Document:
@@ -110,8 +133,26 @@ class Pyserini:
         """
         if depth < 1:
             raise UserError(f"depth is {depth}; it must be at least 1")
-        found = self.documents.searcher.batch_search(list(queries.values()), list(queries), depth, CORES)
-        return [self._record(qid, query, found[qid]) for qid, query in queries.items()]
+        left = iter(queries.items())
+        records: list[RankingRecord] = []
+        while chunk := dict(islice(left, QUERIES)):
+            found = self._found(chunk, depth)
+            records += [self._record(qid, query, found[qid]) for qid, query in chunk.items()]
+        return records
+
+    def _found(self, queries: Mapping[str, str], depth: int) -> Mapping[str, Iterable[Any]]:
+        """What Lucene finds for each query, all at once; where that fails it does not say for which, so one by one."""
+        from jnius import JavaException
+
+        searcher = self.documents.searcher
+        try:
+            return searcher.batch_search(list(queries.values()), list(queries), depth, CORES)
+        except JavaException:
+            return {qid: self._hits(qid, query, depth) for qid, query in queries.items()}
+
+    def _hits(self, qid: str, query: str, depth: int) -> Iterable[Any]:
+        with in_java(f"{self.documents.folder} cannot be searched for query {qid!r}"):
+            return self.documents.searcher.search(query, depth)
 
     def _record(self, qid: str, query: str, hits: Iterable[Any]) -> RankingRecord:
         ranking = in_order((str(hit.docid), float(hit.score)) for hit in hits)
@@ -132,31 +173,45 @@ def build_index(documents: Iterable[Document], folder: str | Path) -> LuceneDocu
     Raises:
         UserError: where `folder` is there already, or no document has text.
     """
-    folder = Path(folder).expanduser()
-    if folder.exists():
-        raise UserError(f"{folder} is there already; name a new folder for the index")
+    folder = new_folder(folder)
     start()
-    from pyserini.index.lucene import LuceneIndexer
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
         new = Path(temporary) / "index"
-        indexer = LuceneIndexer(args=["-index", str(new), "-storeRaw"], threads=CORES)
-        passages = (document.passage for document in documents if document.passage.text.strip())
-        rows = (json.dumps({"id": passage.docid, "contents": passage.text}) for passage in passages)
-        given = 0
-        while batch := list(islice(rows, BATCH)):
-            indexer.add_batch_raw(batch)
-            given += len(batch)
-        indexer.close()
+        with in_java(f"{folder} cannot be built"):
+            given = _index(documents, new)
         if not given:
             raise UserError("the collection holds no text to index")
-        (new / "write.lock").unlink(missing_ok=True)
+        built = LuceneDocuments(new)
+        built.searcher.close()
+        if len(built) != given:
+            raise UserError(f"{folder} is not built: it holds {len(built)} documents, but {given} were to be indexed")
         new.rename(folder)
-    built = LuceneDocuments(folder)
-    if len(built) != given:
-        raise UserError(f"{folder} holds {len(built)} documents, but {given} were to be indexed")
-    return built
+    return LuceneDocuments(folder)
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The path of an index to be built, or a UserError where something is there already."""
+    path = user_path(folder)
+    if path.exists():
+        raise UserError(f"{path} is there already; name a new folder for the index")
+    return path
+
+
+def _index(documents: Iterable[Document], folder: Path) -> int:
+    """Write an index of the documents that have text; how many these are."""
+    from pyserini.index.lucene import LuceneIndexer
+
+    indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=CORES)
+    passages = (document.passage for document in documents if document.passage.text.strip(BLANK))
+    rows = (json.dumps({"id": passage.docid, "contents": passage.text}) for passage in passages)
+    given = 0
+    while batch := list(islice(rows, BATCH)):
+        indexer.add_batch_raw(batch)
+        given += len(batch)
+    indexer.close()
+    (folder / "write.lock").unlink(missing_ok=True)
+    return given
 
 
 def open_index(name: str) -> LuceneDocuments:
@@ -165,7 +220,7 @@ def open_index(name: str) -> LuceneDocuments:
     Raises:
         UserError: where there is neither, or the download fails.
     """
-    if Path(name).expanduser().is_dir():
+    if user_path(name).is_dir():
         return LuceneDocuments(name)
     start()
     from pyserini.prebuilt_index_info import TF_INDEX_INFO
@@ -180,11 +235,11 @@ def open_index(name: str) -> LuceneDocuments:
     return LuceneDocuments(folder)
 
 
-def topics(name: str) -> tuple[dict[str, str], Qrels]:
-    """Queries by qid and, where Pyserini has some of the same name, judgements; downloaded once.
+def topics(name: str, judgements: str | None = None) -> tuple[dict[str, str], Qrels]:
+    """Queries by qid, and the judgements of that name, by default of the topics' where there are any; downloaded once.
 
     Raises:
-        UserError: where Pyserini knows no such topics, or cannot get them.
+        UserError: where Pyserini knows no such topics or judgements, or cannot get them.
     """
     start()
     # Not get_topics and get_qrels: they make numbers of ids, and a docid's leading zeros are lost.
@@ -193,13 +248,18 @@ def topics(name: str) -> tuple[dict[str, str], Qrels]:
 
     if name not in topics_mapping:
         raise UserError(f"{name!r} is neither a directory with queries, nor ir_datasets:ID, nor topics of Pyserini")
+    if judgements is not None and judgements not in qrels_mapping:
+        raise UserError(f"Pyserini has no judgements {judgements!r} for the topics {name!r}")
     with fetching(f"topics {name!r}"):
         rows = JTopicReader.getTopicsWithStringIds(topics_mapping[name])
-        queries = {str(qid): _query(name, rows.get(qid)) for qid in rows.keySet().toArray()}
-    if name not in qrels_mapping:
+        # Java's order is no order; numbers of one length are as they count.
+        qids = sorted(rows.keySet().toArray(), key=lambda qid: (len(qid), qid))
+        queries = {str(qid): _query(name, rows.get(qid)) for qid in qids}
+    judgements = judgements or name
+    if judgements not in qrels_mapping:
         return queries, {}
-    with fetching(f"qrels {name!r}"):
-        file = get_qrels_file(name)
+    with fetching(f"qrels {judgements!r}"):
+        file = get_qrels_file(judgements)
     return queries, read_qrels(file)
 
 
@@ -213,18 +273,40 @@ def _query(name: str, topic: Any) -> str:
 
 
 @contextmanager
-def fetching(what: str) -> Iterator[None]:
-    """Whatever a download may bring, as one line."""
+def in_java(failure: str) -> Iterator[None]:
+    """What Java throws, as one line that begins with `failure`."""
+    from jnius import JavaException
+
     try:
         yield
+    except JavaException as error:
+        reason = _reason(error)
+        more = "; give Java more memory: JAVA_TOOL_OPTIONS=-Xmx8g" if "OutOfMemoryError" in reason else ""
+        raise UserError(f"{failure}: {reason}{more}") from error
+
+
+@contextmanager
+def fetching(what: str) -> Iterator[None]:
+    """Whatever a download may bring, as one line; one process at a time, so that the others find what it has got."""
+    from pyserini.util import get_cache_home
+
+    cache = Path(get_cache_home())
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(cache):
+            yield
     except UserError:
         raise
     except Exception as error:  # Java's and urllib's errors share no better ancestor
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(
-            f"Pyserini cannot get {what}: {reason}. Files by hand: a directory of an index, and behind @ one with "
-            "queries.tsv and qrels.txt, or ir_datasets:ID"
+            f"Pyserini cannot get {what}: {_reason(error)}. Files by hand: a directory of an index, and behind @ one "
+            "with queries.tsv and qrels.txt, or ir_datasets:ID"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 @cache

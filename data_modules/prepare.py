@@ -153,7 +153,7 @@ def _open(source: str, on_error: OnError) -> Source[Any]:
     import yaml
     from jsonargparse import ArgumentParser
 
-    file = Path(source).expanduser()
+    file = user_path(source)
     is_config = file.suffix in (".yaml", ".yml") and is_file(file)
     if is_config:
         check_config(file)

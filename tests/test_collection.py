@@ -51,6 +51,13 @@ def test_cranfields_layout(tmp_path: Path) -> None:
     assert collection.qrels == {"1": {"a": 4}}
 
 
+@pytest.mark.parametrize(("name", "line"), [("qrels.txt.gz", b"1 0 b 2"), ("qrels/test.tsv.gz", b"1\tb\t2")])
+def test_packed_judgements(name: str, line: bytes, folder: Path) -> None:
+    (folder / "qrels" / "test.tsv").unlink()
+    write_lines(folder / name, line)
+    assert open_collection(str(folder)).qrels == {"1": {"b": 2}}
+
+
 def test_a_corpus_file_is_documents_alone(folder: Path) -> None:
     collection = open_collection(str(folder / "corpus.jsonl.gz"))
     assert list(collection.documents) == ["a", "b"]
@@ -74,6 +81,7 @@ def test_an_incomplete_directory(name: str, missing: str, folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("queries.jsonl", '{"_id": "1"}\n', r'queries\.jsonl:1: "text" \(or query\) is missing'),
+        ("queries.jsonl", '{"_id": "1", "text": " "}\n', r"queries\.jsonl:1: query '1' has no text"),
         ("qrels/test.tsv", f"{HEADER}1\tb\n", r"test\.tsv:2: has 2 columns, not the 3 of `query-id corpus-id score`"),
         ("qrels/test.tsv", f"{HEADER}1\tb\thigh\n", r"test\.tsv:2: the grade must be a whole number, not 'high'"),
     ],
@@ -82,6 +90,11 @@ def test_broken_files(name: str, content: str, message: str, folder: Path) -> No
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
         open_collection(str(folder))
+
+
+def test_a_byte_order_mark_before_beirs_header(folder: Path) -> None:
+    (folder / "qrels" / "test.tsv").write_text(f"{HEADER}1\tb\t2\n", encoding="utf-8-sig")
+    assert open_collection(str(folder)).qrels == {"1": {"b": 2}}
 
 
 def test_beirs_judgements_need_no_header(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from data_modules import PermutationDataModule, PreferenceDataModule
 from data_modules.base import RankingDataModule
 from data_modules.records import Window
-from data_modules.sources import CandidatesSource, JsonlSource, MessagesSource, PairsSource
+from data_modules.sources import CandidatesSource, JsonlSource, MessagesSource, PairsSource, SearchedSource
 from data_modules.sources.own import write_jsonl
 from data_modules.windows import Augmentation, BucketSampler, Examples, deal, generator
 from lit_rerank.encoding import EncodedWindow
@@ -99,6 +100,15 @@ def test_worker_processes_draw_the_same_windows(source: Path, tiny_model: Path) 
         alone = batches(permutations(source, tiny_model), epoch)
         assert batches(permutations(source, tiny_model, num_workers=2), epoch) == alone
         assert [len(batch) for batch in alone] == [2, 2, 2]
+
+
+def test_what_spawned_workers_get_leaves_the_sources_behind(tiny_model: Path) -> None:
+    """A BM25 index, for one, cannot be pickled."""
+    searched = SearchedSource("pydocs/val", depth=3, teacher="first_stage")
+    module = PermutationDataModule(train=searched, candidates=searched, tokenizer=str(tiny_model), batch_size=2)
+    module.setup("fit")
+    examples = module.train_dataloader().dataset
+    assert pickle.loads(pickle.dumps(examples))[0, 0] == examples[0, 0]
 
 
 def test_epochs_differ_in_order_and_windows_and_seeds_too(source: Path, tiny_model: Path) -> None:

@@ -56,6 +56,12 @@ def test_java_home_comes_first(jvms: Path, tmp_path: Path, monkeypatch: pytest.M
     assert found(jvms) == tmp_path / "own"
 
 
+def test_a_home_of_nobody(jvms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", "~nosuchuser/jdk")
+    with pytest.raises(UserError, match=r"^~nosuchuser/jdk: "):
+        found(jvms)
+
+
 @pytest.mark.parametrize("version", ["17.0.15", "1.8.0_402", None])
 def test_a_java_home_that_does_not_suit_is_passed_over(
     version: str | None, jvms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,11 +17,12 @@ from data_modules.catalogue import open_collection
 from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25, open_first_stage
 from data_modules.java import find_java
-from data_modules.lucene import LuceneDocuments, Pyserini, _query, build_index, fetching, start
+from data_modules.lucene import LuceneDocuments, Pyserini, _language, _query, build_index, fetching, start
 from data_modules.records import RankingRecord
 from data_modules.trec import in_order, write_run
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.index import index_collection
 from lit_rerank.metrics import TrecMetrics, means, parse_measure, per_query
 from tests.sources.lines import write_lines
 
@@ -213,6 +214,22 @@ def test_index_and_rerank_from_the_command_line(fleas: Path, tiny_model: Path) -
     assert sorted(line.split()[2] for line in (fleas / "run.txt").read_text().splitlines()) == ["007", "b"]
 
 
+@pytest.mark.parametrize("metrics", ["index", "index/m.json"])
+def test_metrics_in_the_index_are_refused(metrics: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^metrics: .* would stand where the index"):
+        index_collection("pydocs", str(tmp_path / "index"), str(tmp_path / metrics))
+    (tmp_path / "index").mkdir()
+    with pytest.raises(UserError, match="index is there already"):
+        index_collection("pydocs", str(tmp_path / "index"), str(tmp_path / "elsewhere" / metrics))
+    assert list(tmp_path.iterdir()) == [tmp_path / "index"]
+
+
+def test_an_index_needs_no_queries(fleas: Path) -> None:
+    (fleas / "queries.tsv").unlink()
+    index_collection(str(fleas), str(fleas / "index"), str(fleas / "index.json"))
+    assert json.loads((fleas / "index.json").read_text())["documents"] == 3
+
+
 def test_an_index_is_a_collection_for_all_that_takes_one(fleas: Path) -> None:
     build_index(open_collection(str(fleas / "docs.jsonl")).documents.values(), fleas / "index")
     collection = open_collection(f"pyserini:{fleas / 'index'}")
@@ -237,6 +254,28 @@ def test_a_prebuilt_index_by_its_name(fleas: Path, monkeypatch: pytest.MonkeyPat
     assert record.qrels == {"007": 2}
 
 
+@pytest.mark.parametrize(
+    ("folder", "language"),
+    [
+        ("lucene-inverted.mrtydi-v1.1-fi.20220928.b5ecc5.0f", "fi"),
+        ("lucene-index.miracl-v1.0-yo.20221004.2b2856.0f", "sw"),
+        ("lucene-index.ciral-v1.0-yo.20230721.e850ea.0f", "yo"),
+        ("lucene-index.neuclir22-ru.20221025.c4a8d0.0f", "ru"),
+        ("lucene-index.neuclir22-ru-en.20221025.c4a8d0.0f", "en"),
+        ("lucene-index.zhwiki-20181201-paragraphs.0f", "zh"),
+        ("lucene-inverted.msmarco-v1-passage.20221004.252b5e.0f", None),
+        ("mine-ar", None),
+    ],
+)
+def test_the_language_of_a_prebuilt_index(folder: str, language: str | None) -> None:
+    assert _language(folder) == language
+
+
+def test_a_prebuilt_index_is_searched_in_its_language(java: Path, tmp_path: Path) -> None:
+    index = build_index([Document("a", "fleas")], tmp_path / "lucene-index.miracl-v1.0-ar.20221004.2b2856.0f")
+    assert index.searcher.object.get_analyzer().getClass().getName().endswith(".ArabicAnalyzer")
+
+
 COVID = (
     '<topics><topic number="1"><query>fleas origin</query><question>where from</question><narrative>seeking</narrative>'
     "</topic></topics>"
@@ -244,21 +283,28 @@ COVID = (
 
 
 @pytest.mark.parametrize(
-    ("name", "topics", "content", "qrels", "expected"),
+    ("names", "topics", "content", "qrels", "expected"),
     [
-        ("dl19-passage", "txt", "7\tfleas living\n", "7 0 0012 3\n", ({"7": "fleas living"}, {"7": {"0012": 3}})),
-        ("covid-round1", "xml", COVID, "1 0 a 2\n", ({"1": "fleas origin"}, {"1": {"a": 2}})),  # it has no title
+        # It has no title.
+        (["covid-round1"], "covid-round1.xml", COVID, "1 0 a 2\n", ({"1": "fleas origin"}, {"1": {"a": 2}})),
+        (
+            ["dl21", "dl21-passage"],
+            "dl21.txt",
+            "".join(f"{qid}\tfleas\n" for qid in (100, 99, 7)),
+            "7 0 0012 3\n",
+            ({"7": "fleas", "99": "fleas", "100": "fleas"}, {"7": {"0012": 3}}),
+        ),
     ],
 )
-def test_topics_and_qrels_by_their_name(
-    fleas: Path, name: str, topics: str, content: str, qrels: str, expected: tuple[Any, Any]
+def test_topics_and_qrels_by_their_names(
+    fleas: Path, names: list[str], topics: str, content: str, qrels: str, expected: tuple[Any, Any]
 ) -> None:
     """In a process of its own: Anserini looks up the home folder once."""
     cache = fleas / ".cache" / "pyserini" / "topics-and-qrels"  # where they would be, had they been downloaded
     cache.mkdir(parents=True)
-    (cache / f"topics.{name}.{topics}").write_text(content)
-    (cache / f"qrels.{name}.txt").write_text(qrels)
-    code = f"from data_modules.lucene import topics; print(topics({name!r}))"
+    (cache / f"topics.{topics}").write_text(content)
+    (cache / f"qrels.{names[-1]}.txt").write_text(qrels)
+    code = f"from data_modules.lucene import topics; print(topics(*{names!r}))"
     environment = os.environ | {"JAVA_TOOL_OPTIONS": f"-Duser.home={fleas}"}
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, timeout=300)
     assert said.splitlines()[-1] == repr(expected)
@@ -278,6 +324,7 @@ def test_topics_without_a_query_are_named(started: Any) -> None:
     [
         ("pyserini:{here}", "holds no Lucene index; `evaluate.py index` builds one"),
         ("pyserini:nowhere", "'nowhere' is neither the directory of a Lucene index nor one of Pyserini's prebuilt"),
+        ("pyserini:{here}/index@dl21@dl21-nowhere", "Pyserini has no judgements 'dl21-nowhere' for the topics 'dl21'"),
         ("pyserini:{here}/index@nowhere", "'nowhere' is neither a directory with queries, nor ir_datasets:ID, nor"),
         ("pyserini:{here}/index@{here}/index", "lacks queries.jsonl, queries.jsonl.gz, queries.tsv or queries.tsv.gz"),
     ],
@@ -299,6 +346,18 @@ def test_wrong_use(java: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the collection holds no text to index"):
         build_index([Document("a", "")], tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_java_throws_is_one_line(java: Path, tmp_path: Path) -> None:
+    index = build_index([Document("a", "fleas"), Document("b", "\x00\x1f")], tmp_path / "index")
+    assert list(index) == ["a"]
+    stage = Pyserini(Collection("tiny", index))
+    long = " ".join(f"word{number}" for number in range(1025))
+    with pytest.raises(UserError, match=r"index cannot be searched for query 'q2': .*maxClauseCount[^\n]*$"):
+        stage.search({"q1": "fleas", "q2": long}, 5)
+    next((tmp_path / "index").glob("*.si")).unlink()
+    with pytest.raises(UserError, match=r"index cannot be opened: [^\n]*$"):
+        LuceneDocuments(tmp_path / "index")
 
 
 def test_what_an_index_may_store(java: Path) -> None:

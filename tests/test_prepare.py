@@ -98,6 +98,12 @@ def test_a_files_layout_is_told_by_its_first_row(source: Path, tmp_path: Path) -
         assert type(open_source(tmp_path / f"{name}.json")) is layout
 
 
+def test_an_array_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(f"[{TALK}]", encoding="utf-8-sig")
+    (tmp_path / "r.jsonl").write_text(TALK)
+    assert list(open_source(tmp_path / "r.json")) == list(open_source(tmp_path / "r.jsonl"))
+
+
 def test_sources_of_all_kinds_are_named_on_the_command_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +149,7 @@ def test_a_command_that_is_ended_leaves_no_half_of_a_folder(tmp_path: Path) -> N
     [
         (["nowhere"], "nowhere is neither a .jsonl or .json file nor a source such as '{class_path: JsonlSource"),
         (["{class_path: ["], "not valid YAML"),
+        (["~nosuchuser/train.jsonl"], "~nosuchuser/train.jsonl: "),
         (["{class_path: JsonlSource, init_args: {path: nowhere}}"], "nowhere does not exist"),
         (["{class_path: NoSource}"], "NoSource"),
         (["{source}", "--shard_records=0"], "shard_records is 0; it must be at least 1"),

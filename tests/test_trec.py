@@ -1,5 +1,6 @@
 """TREC qrels and runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ class TestQrels:
     def test_read(self, path: Path) -> None:
         path.write_bytes("q1 0 a 3\r\n\nq1\tQ0\tb  -1\nq2 0 é 0\nq1 0 a 3\n".encode())
         assert read_qrels(path) == {"q1": {"a": 3, "b": -1}, "q2": {"é": 0}}
+
+    def test_a_byte_order_mark_is_no_part_of_a_name(self, path: Path) -> None:
+        path.write_text("q1 0 a 3\nq1 0 b 0\n", encoding="utf-8-sig")
+        assert read_qrels(path) == {"q1": {"a": 3, "b": 0}}
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -41,6 +46,11 @@ class TestQrels:
             read_qrels(path)
         with pytest.raises(UserError, match="is a directory, not a file"):
             read_qrels(path.parent)
+
+    def test_a_pipe(self, path: Path) -> None:
+        os.mkfifo(path)
+        with pytest.raises(UserError, match=r"file\.txt is no regular file"):
+            read_qrels(path)
 
     @pytest.mark.parametrize(
         ("name", "queries", "judgements"),

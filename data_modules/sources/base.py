@@ -24,6 +24,7 @@ Raw = TypeVar("Raw")
 Built = TypeVar("Built")
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+ONE_A_LINE = "a file with one object a line is to be named .jsonl"
 
 
 class Source(ABC, Generic[Record]):
@@ -95,11 +96,12 @@ def read_array(path: Path) -> list[Any]:
         items = json.loads(b"".join(line for _, line in lines))
     except json.JSONDecodeError as error:
         place = lines[min(error.lineno, len(lines)) - 1][0] if lines else path
-        raise UserError(f"{place}: not valid JSON: {error.msg} (column {error.colno})") from None
+        hint = f"; {ONE_A_LINE}" if error.msg == "Extra data" and len(lines) > 1 else ""
+        raise UserError(f"{place}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not usable JSON: {error}") from None
     if not isinstance(items, list):
-        raise UserError(f"{path}: must hold a JSON array; a file with one object a line is to be named .jsonl")
+        raise UserError(f"{path}: must hold a JSON array; {ONE_A_LINE}")
     return items
 
 

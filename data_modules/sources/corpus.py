@@ -68,7 +68,10 @@ def _document(row: Row, seen: set[str]) -> Document:
 
 def _json_query(line: bytes) -> tuple[str, str]:
     row = parse_object(line)
-    return identifier(row, "qid", "_id", "id"), text(row, first_of(row, "text", "query"))
+    qid, query = identifier(row, "qid", "_id", "id"), text(row, first_of(row, "text", "query"))
+    if not query.strip():
+        raise UserError(f"query {qid!r} has no text")
+    return qid, query
 
 
 def _tsv_query(line: bytes) -> tuple[str, str]:

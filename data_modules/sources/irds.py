@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
+from data_modules.files import one_at_a_time
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources.base import OnError
 from data_modules.sources.retrieval import RetrievalSource, Teacher
@@ -31,6 +32,7 @@ class IrDatasetsSource(RetrievalSource):
         super().__init__({} if self.dataset.has_qrels() else None, depth, teacher, on_error)
 
     def _read(self) -> Iterator[RankingRecord]:
+        fetch(self.name, self.dataset, "queries", "qrels", "scoreddocs", store=True)
         with reading(self.name):
             self.qrels, queries = qrels_of(self.dataset), queries_of(self.dataset)
             run = {qid: in_order(ranking)[: self.depth] for qid, ranking in _rankings(self.dataset).items()}
@@ -68,6 +70,22 @@ def load(name: str, *kinds: str) -> Any:
     return dataset
 
 
+def fetch(name: str, dataset: Any, *kinds: str, store: bool = False) -> None:
+    """Download what a dataset has of `kinds` and is not on disk yet: one process does, the others find it.
+
+    Args:
+        store: make the store that documents are looked up in, too.
+    """
+    from ir_datasets.util import home_path
+
+    with reading(name), one_at_a_time(home_path()):
+        for kind in kinds:
+            if dataset.has(kind):
+                next(iter(getattr(dataset, f"{kind}_iter")()), None)
+        if store:
+            dataset.docs_store().get_many([])
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Whatever the network or the disk may bring, as one line."""
@@ -84,10 +102,17 @@ def queries_of(dataset: Any) -> dict[str, str]:
 
 
 def qrels_of(dataset: Any) -> Qrels:
-    """Grades by qid and docid; none where the dataset has none."""
+    """Grades by qid and docid; none where the dataset has none.
+
+    Raises:
+        UserError: where a document has two grades for a query.
+    """
     qrels: Qrels = {}
     for judged in dataset.qrels_iter() if dataset.has_qrels() else ():
-        qrels.setdefault(judged.query_id, {})[judged.doc_id] = judged.relevance
+        qid, docid, grade = judged.query_id, judged.doc_id, judged.relevance
+        first = qrels.setdefault(qid, {}).setdefault(docid, grade)
+        if first != grade:
+            raise UserError(f"docid {docid!r} of query {qid!r} is judged {first} and {grade}: take another id")
     return qrels
 
 

@@ -227,6 +227,8 @@ class PointingSource(PracticeSource):
 class JudgedSource(PracticeSource):
     """Judged questions: a passage of the best grade among passages that nobody judged relevant.
 
+    Relevant documents that the collection lacks are left out, with the questions that have no others, and counted.
+
     Args:
         collection: see `open_collection`; its questions and judgements are used.
         windows: how many records a pass yields; questions take turns.
@@ -248,6 +250,19 @@ class JudgedSource(PracticeSource):
         self._qids = [qid for qid in self.collection.queries if max(self._grades(qid).values(), default=0) > 0]
         if not self._qids:
             raise UserError(f"{collection} has no question with a relevant document")
+
+    def _read(self) -> Iterator[RankingRecord]:
+        self.skipped = list(self._absent())
+        return super()._read()
+
+    def _absent(self) -> Iterator[str]:
+        """What is said of relevant documents that the collection lacks, and of questions that have no others."""
+        for qid in self.collection.queries:
+            grades = self.collection.qrels.get(qid, {})
+            absent = [d for d, grade in grades.items() if grade > 0 and d not in self.collection.documents]
+            yield from (f"{self.collection.name}: query {qid!r}: there is no document {docid!r}" for docid in absent)
+            if absent and qid not in self._qids:
+                yield f"{self.collection.name}: query {qid!r}: none of its relevant documents is there"
 
     def _grades(self, qid: str) -> Mapping[str, int]:
         known = self.collection.qrels.get(qid, {})

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from data_modules.catalogue import open_collection
+from data_modules.files import one_at_a_time
 from data_modules.records import Passage
 from data_modules.sources import IrDatasetsSource
 from lit_rerank.errors import UserError
@@ -52,6 +54,23 @@ def test_a_collection(catalogue: Any) -> None:
     assert collection.queries == {"1": "first", "2": "second"}
     assert collection.qrels == {"1": {"b": 2}}
     assert open_collection(f"ir_datasets:{NAME}/docs").queries == {}
+
+
+def test_contradicting_judgements(catalogue: Any, tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("1 0 b 2\n1 0 b 2\n1 0 b 0\n")
+    with pytest.raises(UserError, match=f"ir_datasets:{NAME} .*: docid 'b' of query '1' is judged 2 and 0"):
+        open_collection(f"ir_datasets:{NAME}")
+
+
+def test_one_process_fetches_and_the_others_wait(catalogue: Any) -> None:
+    found: list[Any] = []
+    reader = Thread(target=lambda: found.extend(IrDatasetsSource(NAME)))
+    with one_at_a_time(catalogue.util.home_path()):
+        reader.start()
+        reader.join(1.0)
+        assert reader.is_alive()
+    reader.join()
+    assert [record.qid for record in found] == ["1", "2"]
 
 
 def test_what_the_catalogue_lacks(catalogue: Any) -> None:

@@ -124,6 +124,20 @@ def test_judged_answers_and_negatives() -> None:
     assert len({record.qid.rpartition(":")[0] for record in source}) == 32
 
 
+def test_what_judgements_name_in_vain_is_counted(tmp_path: Path) -> None:
+    write_lines(tmp_path / "corpus.jsonl", *({"_id": str(i), "text": text(i)} for i in range(9)))
+    write_lines(tmp_path / "queries.jsonl", *({"_id": qid, "text": "river1"} for qid in ("q1", "q2", "q3")))
+    write_lines(tmp_path / "qrels.txt", b"q1 0 1 1", b"q1 0 x 2", b"q1 0 y 0", b"q2 0 x 1", b"q3 0 1 0")
+    source = JudgedSource(str(tmp_path), 3)
+    for _ in range(2):
+        assert {record.qid.partition(":")[0] for record in source} == {"q1"}
+        assert [line.removeprefix(f"{tmp_path}: ") for line in source.skipped] == [
+            "query 'q1': there is no document 'x'",
+            "query 'q2': there is no document 'x'",
+            "query 'q2': none of its relevant documents is there",
+        ]
+
+
 def test_near_and_siblings() -> None:
     source = PointingSource("pydocs", 30, negatives=Negatives(near=1, siblings=0))
     bm25 = Bm25(source.collection)

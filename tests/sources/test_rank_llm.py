@@ -68,5 +68,6 @@ def test_broken_items_of_an_array_are_numbered(tmp_path: Path) -> None:
 
 
 def test_lines_are_to_be_named_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.json:2: not valid JSON"):
+    message = r"data\.json:2: not valid JSON: Extra data .*; a file with one object a line is to be named \.jsonl$"
+    with pytest.raises(UserError, match=message):
         list(RankLLMSource(write_lines(tmp_path / "data.json", REQUEST, REQUEST)))
