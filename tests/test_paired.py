@@ -1,6 +1,5 @@
 """What has changed between two measurements, with intervals, and what of that is judged."""
 
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from lit_rerank.errors import UserError
-from lit_rerank.paired import above_chance, beyond, flat, interval, paired
+from lit_rerank.paired import above_chance, beyond, flat, paired
 from lit_rerank.retention import Answered, Read, Retention
 
 UNIFORM = -5.5
@@ -90,19 +89,14 @@ def test_chance_is_a_test_of_what_is_known() -> None:
     assert above_chance("bits_per_byte", known) == 1  # eight bits a byte
 
 
-def test_intervals_are_of_ratios_of_sums() -> None:
-    draw = np.random.default_rng(1)
-    weights = draw.uniform(1, 9, 50)
-    values = weights * 2 + draw.normal(0, 1, 50)
-    low, high = interval(list(values), list(weights))
-    assert low < values.sum() / weights.sum() < high
-    assert (low, high) == interval(list(values), list(weights))
-    low, high = interval(list(values))
-    assert low < fmean(values) < high
-
-
 def test_only_the_same_can_be_compared() -> None:
     with pytest.raises(UserError, match="different questions"):
         paired(retention([True, False]), retention([True]))
     with pytest.raises(UserError, match="different documents"):
         paired(retention([True], bits=[1.0]), retention([True]))
+
+
+def test_of_one_question_nothing_is_judged() -> None:
+    found = paired(retention([True], bits=[20.0]), retention([False], bits=[30.0]))
+    assert found["bits_per_byte"]["difference"] == pytest.approx(1.0)
+    assert flat(found)["judged"] == []

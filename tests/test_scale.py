@@ -222,6 +222,15 @@ def test_what_cannot_be_merged_is_said_in_one_line(tiny_model: Path, tmp_path: P
     bias = save_adapter(tiny_model, tmp_path / "b", **KINDS["with bias"])
     with pytest.raises(SystemExit, match=r"cannot be merged \(.*has no bias\.\); set keep_adapter to true$"):
         merge(tiny_model, bias, tmp_path / "out")
+    prefix = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    )
+    prefix.save_pretrained(tmp_path / "p")
+    said = "is of the kind PREFIX_TUNING, which cannot be merged: set keep_adapter to true"
+    with pytest.raises(SystemExit, match=said):
+        merge(tiny_model, str(tmp_path / "p"), tmp_path / "out")
+    merge(tiny_model, str(tmp_path / "p"), tmp_path / "kept", "--keep_adapter=true")
     with pytest.raises(UserError, match="the model's weights are quantised"):
         merged(load_model(str(tiny_model), adapter, load_in_4bit=True))
     with pytest.raises(SystemExit, match="there is no adapter directory"):

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from data_modules.catalogue import open_collection
-from lit_rerank.evaluation.report import make_way, report
+from lit_rerank.evaluation.report import keep_apart, report
 
 
 def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any
     """
     from data_modules.lucene import build_index
 
-    make_way(metrics)
+    keep_apart({"metrics": metrics}, [collection])
     documents = open_collection(collection).documents
     started = time.perf_counter()
     built = build_index(documents.values(), index)
