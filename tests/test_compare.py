@@ -24,6 +24,7 @@ from tests.test_evaluation import write_collection
 
 HOSTILE = '<script>alert("q")</script> & <b>'
 BOTH = ("{here}/a.txt", "{here}/b.txt")
+PASSAGE = {"docid": "d1", "text": "T"}
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -272,26 +273,11 @@ def test_pictures_and_choices(files: Path) -> None:
         ([*BOTH, "--measures+", "nDGC@10"], "there is no measure 'nDGC@10'"),
         ([*BOTH, "--measures", "[]"], "name at least one measure"),
         ([*BOTH, "--metrics", "{here}/x.html"], r"x\.html: name a \.json file"),
-        (
-            ["{here}/a.txt", "{here}/b.txt", '--choices=["b={here}/c.jsonl"]'],
-            "orders the passages of query 'q3' otherwise than",
-        ),
-        (
-            ["{here}/a.txt", "{here}/b.txt", '--choices=["b={here}/of_a.jsonl"]'],
-            r"query 'q1' otherwise than .*b\.txt does",
-        ),
-        (
-            ["{here}/a.txt", "{here}/b.txt", "--candidates", "{here}/texts.jsonl"],
-            "none of the 1 queries of .*texts.jsonl is",
-        ),
-        (
-            ["{here}/a.txt", "{here}/b.txt", "--collection", "{here}/fleas"],
-            "none of the 1 queries of .*fleas is judged",
-        ),
-        (
-            ["{here}/a.txt", "{here}/b.txt", "--metrics", "{here}/a.json", "--candidates", "{here}/a.json"],
-            "would overwrite",
-        ),
+        ([*BOTH, '--choices=["b={here}/c.jsonl"]'], "orders the passages of query 'q3' otherwise than"),
+        ([*BOTH, '--choices=["b={here}/of_a.jsonl"]'], r"query 'q1' otherwise than .*b\.txt does"),
+        ([*BOTH, "--candidates", "{here}/texts.jsonl"], "none of the 1 queries of .*texts.jsonl is"),
+        ([*BOTH, "--collection", "{here}/fleas"], "none of the 1 queries of .*fleas is judged"),
+        ([*BOTH, "--metrics", "{here}/a.json", "--candidates", "{here}/a.json"], "would overwrite"),
         ([*BOTH, "--measures+", "ERR@20"], "'ERR@20' "),
         ([*BOTH, '--choices=["b={here}/empty.txt"]'], r"empty\.txt holds no choices"),
     ],
@@ -303,7 +289,7 @@ def test_what_is_wrong_is_said_in_one_line(files: Path, words: list[str], messag
     (files / "empty.txt").touch()
     write_choices([WindowChoices("q3", 0, ("d1", "d2"), (1, 2), 2)], files / "c.jsonl")
     write_choices([WindowChoices("q1", 0, ("d1", "d2", "d3"), (3, 2, 1), 3)], files / "of_a.jsonl")
-    (files / "texts.jsonl").write_text(json.dumps({"qid": "q9", "query": "Q", "candidates": []}) + "\n")
+    (files / "texts.jsonl").write_text(json.dumps({"qid": "q9", "query": "Q", "candidates": [PASSAGE]}) + "\n")
     write_collection(files / "fleas")
     (files / "fleas" / "queries.tsv").write_text("q9\tfleas\n")
     metrics = ["--metrics", str(files / "out.json")]

@@ -250,7 +250,7 @@ def test_what_may_not_be_written_is_noticed_before() -> None:
             path.chmod(mode)
         (folder / "locked" / "mine").chmod(0o666)
         with as_somebody():
-            make_way(str(folder / "new" / "file"))
+            make_way(str(folder / "file"))
             make_way("/dev/null")
             for file in (folder / "mine", folder / "locked" / "file", folder / "locked" / "mine"):
                 with pytest.raises(UserError, match=r"cannot be written, for .* may not be changed"):

@@ -37,7 +37,7 @@ CORRECTION = (
     "tests that depend on each other as these do"
 )
 HEADINGS = "    mean  95 % interval     difference  95 % interval           w/t/l        d         p  corrected"
-INTERVALS = "Intervals: 95 %, over queries: of means by the bootstrap (BCa), of differences Student's"
+INTERVALS = "Intervals: 95 %, over two or more queries: of means by the bootstrap (BCa), of differences Student's"
 
 
 def compare_runs(
