@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from data_modules.examples import Batch, Candidates, DrawnExamples
 from data_modules.loading import load, shards_of, unmixed, weights_of
 from data_modules.mixture import Mixture, check_quotas, quotas
+from data_modules.naming import named
 from data_modules.records import RankingRecord
 from data_modules.replay import Conversations, WithReplay
 from data_modules.rows import to_record
@@ -202,8 +203,8 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
             check_writable(map(to_record, self.records["candidates"]))
             unjudged = [row["qid"] for row in self.records["candidates"] if not row["qrels"]]
             if self.is_judged and unjudged:
-                names = " ".join(unjudged[:20]) + (" ..." if len(unjudged) > 20 else "")
-                rank_zero_info(f"candidates: {len(unjudged)} lists have no judgement and do not count: {names}")
+                said = f"candidates: {len(unjudged)} lists have no judgement and do not count"
+                rank_zero_info(f"{said}: {named(unjudged)}")
 
     def _kinds(self, name: str) -> tuple[type, ...]:
         """The kinds of records that a source may hold."""

@@ -155,7 +155,7 @@ def add_adapter(model: "PreTrainedModel", adapter: str, name: str, trainable: bo
     """The model with a stored adapter put on it; one that it has already stays active.
 
     Raises:
-        UserError: if there is none, or if it was made for another model.
+        UserError: if there is none, if it was made for another model, or if it is a prompt and no change of weights.
     """
     from peft import PeftModel
 
@@ -168,6 +168,12 @@ def add_adapter(model: "PreTrainedModel", adapter: str, name: str, trainable: bo
             adapted = PeftModel.from_pretrained(model, adapter, name, is_trainable=trainable)
         # Once more, where it is there already: only this call tells what found no place.
         loaded = adapted.load_adapter(adapter, name, is_trainable=trainable)
+    kind = adapted.peft_config[name]
+    if kind.is_prompt_learning:
+        raise UserError(
+            f"the adapter {adapter} learns what stands before a prompt ({kind.peft_type.value}): only adapters of "
+            "weights are read, such as LoRA"
+        )
     if loaded.missing_keys or loaded.unexpected_keys:
         raise UserError(f"the adapter {adapter} does not fit the model's layers: was it made for another model?")
     return cast("PreTrainedModel", adapted)

@@ -1,7 +1,6 @@
 """Figures of batches and processes put together: trec_eval's measures as a torchmetrics Metric, and weighted means."""
 
 import hashlib
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -129,16 +128,6 @@ def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(query[name] for query in scores.values()) / len(scores) for name in names}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over queries, by the bootstrap (BCa, 9,999 resamples, the same each time)."""
-    from scipy.stats import bootstrap
-
-    if len(set(values)) < 2:
-        return (values[0], values[0])
-    found = bootstrap((values,), statistics.fmean, vectorized=False, rng=0).confidence_interval
-    return (float(found.low), float(found.high))
-
-
 def parse_measures(names: Sequence[str]) -> list[Any]:
     """Measures by their names in ir-measures, one or more."""
     if not names:
@@ -152,15 +141,17 @@ def parse_measure(name: str) -> Any:
 
     try:
         measure = ir_measures.parse_measure(name)
-        known = ir_measures.DefaultPipeline.supports(measure)
+        providers = [p for p in ir_measures.DefaultPipeline.providers if p.is_available() and p.supports(measure)]
     except (NameError, ValueError, SyntaxError) as error:
         raise UserError(
             f"there is no measure {name!r}; ir-measures' names are such as nDCG@10, RR@10, AP(rel=2)"
         ) from error
     except AssertionError as error:
         raise UserError(f"measure {name!r} lacks something, or has too much: a cutoff as in nDCG@10?") from error
-    if not known:
+    if not providers:
         raise UserError(f"measure {name!r} needs a package that ir-measures does not find here: choose another")
+    if providers[0].NAME == "gdeval":  # a program that ends with an error at any other qid
+        raise UserError(f"measure {name!r} is gdeval's, which takes no qids but numbers: choose another, as nDCG@10")
     for parameter in ("cutoff", "rel"):
         value = measure.params.get(parameter, 1)
         if isinstance(value, bool) or value < 1:  # the code behind may end the process

@@ -1,14 +1,15 @@
 """What a model has lost: two measurements of retention, question by question.
 
-Differences are after minus before. Their 95 % intervals are bootstrapped (BCa, 9,999 resamples, the same each time)
-over questions, and over documents for bits per byte. Only where the base does better than chance (see `above_chance`)
-can anything be lost, so only there is a difference judged.
+Differences are after minus before. Their 95 % intervals are bootstrapped over questions, and over documents for bits
+per byte; of one alone it is the difference twice, and nothing is judged. Only where the base does better than chance
+(see `above_chance`) can anything be lost, so only there is a difference judged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lit_rerank.errors import UserError
+from lit_rerank.intervals import bootstrap_interval
 
 if TYPE_CHECKING:
     from lit_rerank.retention import Retention
@@ -124,30 +125,13 @@ def _least_drop(measure: str, differences: Differences) -> float:
 def _difference(measure: str, before: "Retention", after: "Retention", old: float, new: float) -> dict[str, Any]:
     if measure == "bits_per_byte":
         changes = [b.bits - a.bits for a, b in zip(before.documents, after.documents, strict=True)]
-        low, high = interval(changes, [document.bytes for document in before.documents])
+        interval = bootstrap_interval(changes, [document.bytes for document in before.documents])
     else:
         pairs = zip(before.questions, after.questions, strict=True)
-        low, high = interval([getattr(b, measure) - getattr(a, measure) for a, b in pairs])
+        interval = bootstrap_interval([getattr(b, measure) - getattr(a, measure) for a, b in pairs])
+    low, high = interval or (new - old, new - old)
     p = above_chance(measure, before)
     found = {"before": old, "after": new, "difference": new - old, "low": low, "high": high, "p_chance": p}
     judged = p < ALPHA
     found |= {"judged": judged, "lost": judged and _least_drop(measure, {measure: found}) > 0}
     return found
-
-
-def interval(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
-    """The 95 % interval of sum(values) / sum(weights); without weights, of the mean."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    weights = [1.0] * len(values) if weights is None else weights
-    ratios = np.divide(values, weights)
-    if np.ptp(ratios) <= 1e-12 * np.abs(ratios).max():  # all alike
-        return (float(ratios[0]), float(ratios[0]))
-
-    def ratio(x: Any, w: Any, axis: int = -1) -> Any:
-        return np.sum(x, axis=axis) / np.sum(w, axis=axis)
-
-    statistic: Callable[..., Any] = ratio
-    found = bootstrap((values, weights), statistic, paired=True, batch=200, rng=0).confidence_interval
-    return (float(found.low), float(found.high))

@@ -18,7 +18,8 @@ from lit_rerank.decoder import Decoder
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.generation import Generate
-from lit_rerank.metrics import Means, interval, parse_measure, per_query
+from lit_rerank.intervals import bootstrap_interval
+from lit_rerank.metrics import Means, parse_measure, per_query
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker, load_prompt_settings
 from scripts.recipes import curve, dtype, pays_to_compile, start_anew, train
@@ -103,7 +104,7 @@ def ranking_figures(
     columns = {measure: [query[measure] for query in scores.values()] for measure in MEASURES}
     return {
         **{measure: sum(values) / len(values) for measure, values in columns.items()},
-        "nDCG@10_interval": interval(columns["nDCG@10"]),
+        "nDCG@10_interval": bootstrap_interval(columns["nDCG@10"]),
     }
 
 

@@ -27,7 +27,8 @@ from data_modules.trec import read_qrels, read_run, write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
-from lit_rerank.metrics import interval, parse_measures, per_query
+from lit_rerank.intervals import bootstrap_interval
+from lit_rerank.metrics import parse_measures, per_query
 from lit_rerank.paired import flat, paired
 from lit_rerank.retention import Retention
 from scripts.recipes import curve, dtype, go_on, pays_to_compile
@@ -258,7 +259,7 @@ def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
     """nDCG@10 of a run that is compared with none."""
     scores = per_query(read_run(run), read_qrels(qrels), parse_measures(["nDCG@10"]))
     values = [query["nDCG@10"] for query in scores.values()]
-    return {"mean": fmean(values), "interval": interval(values)}
+    return {"mean": fmean(values), "interval": bootstrap_interval(values)}
 
 
 def retained(name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from math import log
 import pytest
 
 from data_modules.choices import WindowChoices
-from lit_rerank.comparison.behaviour import behaviour, judged_choices, picked_positions, reliability
+from lit_rerank.comparison.behaviour import behaviour, fresh, judged_choices, picked_positions, reliability
 
 GRADES = {"a": 0, "b": 2, "c": 2, "e": 1}  # d is not judged
 WINDOW = WindowChoices(
@@ -49,6 +49,27 @@ def test_positions_are_shares_of_the_windows_that_have_the_step() -> None:
     assert shares[1] == (1, 0, 0, 0, 0)
     assert shares[3] == (0, 0, 0, 0, 1)
     assert picked_positions([]) == ((), ())
+
+
+def test_a_window_that_holds_what_was_ordered_shows_no_preference_for_places() -> None:
+    """A reranker that knows the order and reads no places: after the first window, its best stand where it is told."""
+    slid = [
+        WindowChoices("q1", 0, ("c", "d", "e", "f"), (4, 2, 1, 3), 4, (-1.0, -1.0, -1.0, 0.0)),
+        WindowChoices("q1", 1, ("a", "b", "f", "d"), (3, 4, 1, 2), 4, (-1.0, -1.0, -1.0, 0.0)),
+    ]
+    assert list(fresh(slid)) == slid[:1]
+    found = behaviour(slid, {"q1": {"f": 1}})
+    assert (found.positions[0], found.step_windows) == ((0, 0, 0, 1), (1, 1, 1))
+    assert (found.windows, found.judged_choices) == (2, 2)  # how sure and how right it is shows in all
+    assert behaviour([replace(slid[0], malformed=True), slid[1]], {}).positions == ()
+
+
+def test_all_windows_of_rounds_are_fresh() -> None:
+    dealt = [("a", "b"), ("c", "d"), ("a", "d"), ("b", "c")]
+    rounds = [WindowChoices("q1", turn, docids, (1, 2), 1, (-0.1, -2.0)) for turn, docids in enumerate(dealt)]
+    assert list(fresh(rounds)) == rounds
+    again = [replace(WINDOW, turn=turn) for turn in range(3)]  # a list that fits into one window
+    assert list(fresh(again)) == again
 
 
 def test_figures_of_a_system() -> None:

@@ -23,6 +23,8 @@ from lit_rerank.evaluation.rerank import in_first_stage_order
 from tests.test_evaluation import write_collection
 
 HOSTILE = '<script>alert("q")</script> & <b>'
+BOTH = ("{here}/a.txt", "{here}/b.txt")
+PASSAGE = {"docid": "d1", "text": "T"}
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -131,7 +133,8 @@ def test_real_first_stages(tmp_path: Path, shared_data: Path) -> None:
     assert first.query in page.text()
     assert first.passages[0].text[:80] in page.text()
     board = b"".join(file.read_bytes() for file in (tmp_path / "board").iterdir())
-    for tag in (b"compare/nDCG@10/bm25", b"compare/RR@10/splade_pp_ed", b"compare/systems", b"compare/deltas"):
+    tested = (b"compare/RR@10/splade_pp_ed/difference", b"compare/nDCG@10/splade_pp_ed/p_corrected")
+    for tag in (b"compare/nDCG@10/bm25", b"compare/RR@10/splade_pp_ed", *tested, b"compare/systems", b"compare/deltas"):
         assert tag in board
 
 
@@ -186,7 +189,7 @@ class OnlyAsked(Mapping[str, Document]):
 
 
 def test_texts_of_an_index_are_read_when_they_are_shown() -> None:
-    texts = read_texts([], Collection("index", OnlyAsked(), {"q": "fleas"}))
+    texts = read_texts([], Collection("index", OnlyAsked(), {"q": "fleas"}), {"q": {"d": 1}})
     assert texts.queries == {"q": "fleas"}
     assert [texts.passage("q", docid) for docid in ("d", "bare", "gone")] == ["Fleas bite.", None, None]
 
@@ -221,7 +224,8 @@ def test_a_page_is_whole_and_safe_whatever_the_texts_are(files: Path) -> None:
     assert result["baseline"] == "<script>$x_1$--></svg>"
     assert page.count("script") == page.count("style") == 1
     assert page.count("svg") == 4
-    assert not {"img", "i", "b"} & {tag for tag, attrs in page.elements if "class" not in attrs and tag != "i"}
+    assert page.count("img") == page.count("b") == 0
+    assert page.count("i") == page.count("span", "track") > 0  # the bars of differences, and no other
     said = page.text()
     for text in (HOSTILE, "<img/src=x>", "</script><i>", "<script>$x_1$--></svg>"):
         assert text in said
@@ -240,10 +244,10 @@ def test_a_page_is_whole_and_safe_whatever_the_texts_are(files: Path) -> None:
 def test_pictures_and_choices(files: Path) -> None:
     chosen = [WindowChoices("q1", 0, ("d1", "d2", "d3"), (3, 2, 1), 3, (-0.1, -0.2, 0.0))]
     write_choices(chosen, files / "choices.jsonl")
-    words = [str(files / "b.txt"), str(files / "a.txt"), "--baseline", "a", f'--choices=["b={files}/choices.jsonl"]']
+    words = [str(files / "a.txt"), str(files / "b.txt"), "--baseline", "b", f'--choices=["a={files}/choices.jsonl"]']
     result, page = compare(files, *words)
-    assert list(result["systems"]) == ["a", "b"]
-    shown = result["choices"]["b"]
+    assert list(result["systems"]) == ["b", "a"]
+    shown = result["choices"]["a"]
     assert (shown["judged_choices"], shown["accuracy"]) == (2, 0.0)
     assert shown["positions"] == [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     for name in ("systems", "deltas", "reliability", "positions"):
@@ -259,18 +263,23 @@ def test_pictures_and_choices(files: Path) -> None:
     [
         (["{here}/a.txt"], "there is nothing to compare: name two or more runs"),
         (["{here}/a.txt", "{here}/a.txt"], r"a\.txt are both called 'a': write NAME="),
-        (["{here}/a.txt", "{here}/b.txt", "--baseline", "c"], "baseline: no run is called 'c'; there are a, b"),
-        (["{here}/a.txt", "{here}/b.txt", '--choices=["c={here}/a.txt"]'], "choices: no run is called 'c'"),
+        ([*BOTH, "--baseline", "c"], "baseline: no run is called 'c'; there are a, b"),
+        ([*BOTH, '--choices=["c={here}/a.txt"]'], "choices: no run is called 'c'"),
         (["{here}/a.txt", "{here}/none.txt"], r"none\.txt does not exist"),
         (["{here}/a.txt", "{here}/twice.txt"], r"twice\.txt:2: query 'q1' lists docid 'd1' twice"),
         (["{here}/a.txt", "{here}/nan.txt"], r"nan\.txt:1: the score must be a finite number, not 'nan'"),
         (["{here}/a.txt", "{here}/other.txt"], r"none of the 1 queries of .*other\.txt is judged"),
         (["{here}/a.txt", "{here}/empty.txt"], r"none of the 0 queries of .*empty\.txt is judged"),
-        (["{here}/a.txt", "{here}/b.txt", "--measures+", "nDGC@10"], "there is no measure 'nDGC@10'"),
-        (["{here}/a.txt", "{here}/b.txt", "--measures", "[]"], "name at least one measure"),
-        (["{here}/a.txt", "{here}/b.txt", "--metrics", "{here}/x.html"], r"x\.html: name a \.json file"),
-        (["{here}/a.txt", "{here}/b.txt", '--choices=["b={here}/c.jsonl"]'], "orders passages for query 'q3' that"),
-        (["{here}/a.txt", "{here}/b.txt", '--choices=["b={here}/empty.txt"]'], r"empty\.txt holds no choices"),
+        ([*BOTH, "--measures+", "nDGC@10"], "there is no measure 'nDGC@10'"),
+        ([*BOTH, "--measures", "[]"], "name at least one measure"),
+        ([*BOTH, "--metrics", "{here}/x.html"], r"x\.html: name a \.json file"),
+        ([*BOTH, '--choices=["b={here}/c.jsonl"]'], "orders the passages of query 'q3' otherwise than"),
+        ([*BOTH, '--choices=["b={here}/of_a.jsonl"]'], r"query 'q1' otherwise than .*b\.txt does"),
+        ([*BOTH, "--candidates", "{here}/texts.jsonl"], "none of the 1 queries of .*texts.jsonl is"),
+        ([*BOTH, "--collection", "{here}/fleas"], "none of the 1 queries of .*fleas is judged"),
+        ([*BOTH, "--metrics", "{here}/a.json", "--candidates", "{here}/a.json"], "would overwrite"),
+        ([*BOTH, "--measures+", "ERR@20"], "'ERR@20' "),
+        ([*BOTH, '--choices=["b={here}/empty.txt"]'], r"empty\.txt holds no choices"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(files: Path, words: list[str], message: str) -> None:
@@ -279,6 +288,10 @@ def test_what_is_wrong_is_said_in_one_line(files: Path, words: list[str], messag
     (files / "other.txt").write_text("q9 Q0 d1 1 1 x\n")
     (files / "empty.txt").touch()
     write_choices([WindowChoices("q3", 0, ("d1", "d2"), (1, 2), 2)], files / "c.jsonl")
+    write_choices([WindowChoices("q1", 0, ("d1", "d2", "d3"), (3, 2, 1), 3)], files / "of_a.jsonl")
+    (files / "texts.jsonl").write_text(json.dumps({"qid": "q9", "query": "Q", "candidates": [PASSAGE]}) + "\n")
+    write_collection(files / "fleas")
+    (files / "fleas" / "queries.tsv").write_text("q9\tfleas\n")
     metrics = ["--metrics", str(files / "out.json")]
     said = [word.format(here=files) for word in words]
     with pytest.raises(SystemExit, match=message) as stop:
@@ -299,3 +312,29 @@ def test_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for word in ("=x", "x="):
         with pytest.raises(UserError, match="write FILE or NAME=FILE"):
             named_files([word])
+
+
+def test_of_one_query_there_is_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qrels.txt").write_text("q1 0 d1 1\n")
+    for name, docids in (("a", "d1 d2"), ("b", "d2 d1")):
+        ranking = [(docid, -float(rank)) for rank, docid in enumerate(docids.split())]
+        write_run({"q1": ranking}, tmp_path / f"{name}.txt", name)
+    result, page = compare(tmp_path, str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--measures+", "RR@10")
+    assert result["systems"]["a"]["means"]["RR@10"] == {"mean": 1.0, "interval": None}
+    assert result["comparisons"][0]["interval"] is None
+    assert re.search(r"\na +1\.0000 +- *\n", capsys.readouterr().out)
+    assert sum(data == "-" for tag, data in page.texts if tag == "td") == 3
+    with Image.open(tmp_path / "out" / "compared.systems.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_many_queries_are_named_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qrels.txt").write_text("".join(f"q{i} 0 d1 1\n" for i in range(40)))
+    for name in ("a", "b"):
+        write_run({"q0": [("d1", 1.0)]}, tmp_path / f"{name}.txt", name)
+    compare(tmp_path, str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    said = capsys.readouterr().out
+    assert (
+        f"a: 39 judged queries are missing and count 0: {', '.join(f'q{i}' for i in range(1, 21))} and 19 more\n"
+        in said
+    )

@@ -1,10 +1,14 @@
 """evaluate.py rerank: real candidates and judgements in, a TREC run and trec_eval's numbers out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ir_measures
@@ -13,6 +17,8 @@ import pytest
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run
 from lit_rerank.cli import evaluate
+from lit_rerank.errors import UserError
+from lit_rerank.evaluation.report import make_way
 from lit_rerank.reading import Rounds
 from lit_rerank.reranker import Reranker
 
@@ -57,7 +63,7 @@ def test_real_candidates_get_the_numbers_of_ir_measures(tmp_path: Path, tiny_mod
 
 def test_without_judgements_only_the_run_is_written(tmp_path: Path, tiny_model: Path) -> None:
     metrics = rerank(tmp_path, tiny_model, write_candidates(tmp_path / "c.jsonl"), "--queries", "1")
-    assert metrics.keys() == {"queries", "judged_queries", "windows", "seconds"}
+    assert metrics.keys() == {"queries", "judged_queries", "judged_without_list", "windows", "seconds"}
     assert list(read_run(tmp_path / "out" / "run.txt")) == ["q0"]
 
 
@@ -200,6 +206,56 @@ def test_candidates_that_make_no_run_are_refused_before_the_model_is_loaded(
 def test_a_directory_is_no_run_file(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is a directory; name a file"):
         rerank(tmp_path, Path("/nowhere"), write_candidates(tmp_path / "c.jsonl"), "--run", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--run", "{here}/m", "--metrics", "{here}/m"], r"run and metrics are one file, .*/m: name two"),
+        (["--run", "{here}/m", "--first_stage_run", "{here}/./m"], "run and first_stage_run are one file"),
+        (["--run", "{here}/m", "--choices", "{here}/link"], "run and choices are one file"),
+        (["--choices", "{here}/c.jsonl"], r"choices would overwrite .*c\.jsonl, which is read: name another file"),
+        (["--qrels", "{here}/q.txt", "--metrics", "{here}/q.txt"], "metrics would overwrite"),
+    ],
+)
+def test_no_file_is_written_over_another(tmp_path: Path, more: list[str], message: str) -> None:
+    candidates = write_candidates(tmp_path / "c.jsonl")
+    before = candidates.read_text()
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    with pytest.raises(SystemExit, match=message) as stop:
+        rerank(tmp_path, Path("/nowhere"), candidates, *(word.format(here=tmp_path) for word in more))
+    assert "\n" not in str(stop.value)
+    assert candidates.read_text() == before
+
+
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """As a user whom the system asks for permissions: root it does not."""
+    if os.getuid() == 0:
+        os.setresuid(65534, -1, -1)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0:
+            os.setresuid(0, -1, -1)
+
+
+def test_what_may_not_be_written_is_noticed_before() -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "mine").touch()
+        (folder / "locked").mkdir()
+        (folder / "locked" / "mine").touch()
+        for path, mode in ((folder, 0o777), (folder / "mine", 0o444), (folder / "locked", 0o555)):
+            path.chmod(mode)
+        (folder / "locked" / "mine").chmod(0o666)
+        with as_somebody():
+            make_way(str(folder / "file"))
+            make_way("/dev/null")
+            for file in (folder / "mine", folder / "locked" / "file", folder / "locked" / "mine"):
+                with pytest.raises(UserError, match=r"cannot be written, for .* may not be changed"):
+                    make_way(str(file))
+        (folder / "locked").chmod(0o777)
 
 
 def test_judgements_of_another_collection_are_noticed(tmp_path: Path, tiny_model: Path) -> None:

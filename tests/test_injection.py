@@ -1,9 +1,11 @@
 """Passages that try to be ranked first: what they are, what they gain, and what sanitising takes from them."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,8 @@ from data_modules.records import Window
 from data_modules.sources import CandidatesSource
 from lit_rerank.backbone import BackboneSettings
 from lit_rerank.cli import evaluate
+from lit_rerank.decoder import Decoded, Prompt
+from lit_rerank.decoding import First
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, place, planted, summary
 from lit_rerank.reranker import Reranker, load_prompt_settings, save_prompt_settings
@@ -205,12 +209,16 @@ def test_it_travels_with_the_weights(tiny_model: Path, tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [(), ("--decode", "first", "--calibrate", "true")])
-def test_command(more: tuple[str, ...], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_candidates([record(f"c{i}", 6) for i in range(3)], tmp_path / "c.jsonl", tmp_path / "qrels.txt")
-    words = ["injection", "--model", str(tiny_model), "--candidates", str(tmp_path / "c.jsonl"), "--queries", "2"]
-    evaluate([*words, *more, "--window", "4", "--metrics", str(tmp_path / "out" / "injection.json")])
-    result = json.loads((tmp_path / "out" / "injection.json").read_text())
+def inject(tiny_model: Path, folder: Path, *more: str) -> dict[str, Any]:
+    write_candidates([record(f"c{i}", 6) for i in range(3)], folder / "c.jsonl", folder / "qrels.txt")
+    words = ["injection", "--model", str(tiny_model), "--candidates", str(folder / "c.jsonl"), "--window", "4"]
+    evaluate([*words, *more, "--metrics", str(folder / "out" / "injection.json")])
+    return dict(json.loads((folder / "out" / "injection.json").read_text()))
+
+
+def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = inject(tiny_model, tmp_path, "--queries", "2")
+    assert "malformed_generate" not in result["plain"]
     assert (result["passages"], result["queries"], result["windows"]) == (60, 2, 2 * 2 * 66)
     printed = capsys.readouterr().out
     for way in ("plain", "sanitised"):
@@ -220,8 +228,43 @@ def test_command(more: tuple[str, ...], tiny_model: Path, tmp_path: Path, capsys
         assert result[way]["rank_change"] == pytest.approx(mean)
         assert f"{result[way]['rank_change']:+9.3f}" in printed
         assert result[way]["rank_change"] == pytest.approx(result[way]["honest_rank"] - result[way]["attacked_rank"])
+        low, high = result[way]["interval"]
+        assert low <= result[way]["rank_change"] <= high
     assert result["plain"] != result["sanitised"]
+    assert "do not count" not in printed  # it is no question of judgements
     assert (tmp_path / "out" / "injection.png").stat().st_size > 10_000
+
+
+def test_calibration_takes_away_what_places_are_worth(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that likes long passages, but late ones more: only where places count no more are attacks first."""
+
+    def by_place_and_length(decoder: First, prompts: Sequence[Prompt]) -> list[Decoded]:
+        decoded = []
+        for prompt in prompts:
+            text = str(decoder.encoder.chat.tokenizer.decode(prompt.ids))
+            passages = re.findall(r"^\[\d+\] (.*)$", text, re.MULTILINE)
+            scores = {i: 1000.0 * i + len(passage) for i, passage in enumerate(passages, start=1)}
+            order = sorted(scores, key=lambda i: -scores[i])
+            decoded.append(Decoded(tuple(order), tuple(scores[i] for i in order)))
+        return decoded
+
+    monkeypatch.setattr(First, "decode", by_place_and_length)
+    first = ("--queries", "1", "--decode", "first")
+    plain = inject(tiny_model, tmp_path, *first)["plain"]
+    calibrated = inject(tiny_model, tmp_path, *first, "--calibrate", "true")["plain"]
+    assert (plain["rank_change"], calibrated["attacked_first"]) == (0.0, 1.0)
+    assert plain["attacked_first"] < 0.5
+    assert plain["interval"] is calibrated["interval"] is None  # of one query
+
+
+def test_generated_answers_that_needed_repair_are_counted(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = inject(tiny_model, tmp_path, "--queries", "1", "--decode", "generate")
+    assert result["plain"]["malformed_generate"] == 1.0  # an untrained model's
+    assert "Malformed answers, which were repaired: plain 100.0%; sanitised" in capsys.readouterr().out
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
 """trec_eval's measures as a torchmetrics Metric, and weighted means."""
 
-import math
 import random
-import statistics
 
 import ir_measures
 import pytest
 import torch
 
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import Means, TrecMetrics, gather, interval, means, parse_measure, parse_measures, per_query
+from lit_rerank.metrics import Means, TrecMetrics, gather, means, parse_measure, parse_measures, per_query
 
 MEASURES = ("nDCG@10", "nDCG@3", "RR@10", "AP(rel=2)", "P@5", "R@10")
 
@@ -118,18 +116,10 @@ def test_an_unknown_measure_is_a_user_error() -> None:
     for name in ("P@0", "AP(rel=0)", "nDCG@True"):
         with pytest.raises(UserError, match="must be 1 or more"):
             parse_measure(name)
+    for name in ("ERR@20", "nDCG(dcg='exp-log2')@10"):
+        with pytest.raises(UserError, match=r"is gdeval's, which takes no qids but numbers|needs a package"):
+            parse_measure(name)
     with pytest.raises(UserError, match="'Accuracy' has no value for a query"):
         parse_measure("Accuracy")
     with pytest.raises(UserError, match="name at least one measure"):
         TrecMetrics([])
-
-
-def test_the_interval_of_a_mean_is_the_bootstraps() -> None:
-    draw = random.Random(0)
-    values = [draw.gauss(0.4, 0.2) for _ in range(200)]
-    low, high = interval(values)
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.1 * error * 1.96)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.1 * error * 1.96)
-    assert interval(values) == (low, high)
-    assert interval([0.5, 0.5]) == (0.5, 0.5)

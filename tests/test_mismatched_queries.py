@@ -9,7 +9,8 @@ from data_modules import PermutationDataModule
 from data_modules.sources import CandidatesSource, TrecSource
 from data_modules.trec import read_qrels, read_run
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.rerank import judged_lists
+from lit_rerank.evaluation.lists import judged_lists
+from tests.test_evaluation import write_collection
 from tests.tiny import record
 from tests.training import write_candidates
 
@@ -26,8 +27,9 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 def test_reranking_names_both(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     candidates, qrels = files
-    records = judged_lists(candidates, None, None, qrels, 10, None)
-    assert [record.qid for record in records if record.qrels] == ["q1", "q2"]
+    lists = judged_lists(candidates, None, None, qrels, 10, None)
+    assert [record.qid for record in lists.records if record.qrels] == ["q1", "q2"]
+    assert lists.counts == {"queries": 3, "judged_queries": 2, "judged_without_list": 1}
     assert capsys.readouterr().out == (
         "1 judged queries have no list of candidates and do not count: q3\n"
         "1 queries have no judgement and do not count: q0\n"
@@ -47,8 +49,22 @@ def test_many_are_named_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[st
     qrels.write_text("q00 0 q00-d1 1\n")
     judged_lists(str(candidates), None, None, str(qrels), 10, None)
     assert capsys.readouterr().out == (
-        f"29 queries have no judgement and do not count: {' '.join(f'q{i:02d}' for i in range(1, 21))} ...\n"
+        f"29 queries have no judgement and do not count: {', '.join(f'q{i:02d}' for i in range(1, 21))} and 9 more\n"
     )
+
+
+def test_a_collections_own_judgements_are_missed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_collection(tmp_path / "fleas")
+    (folder / "qrels.txt").write_text("q1 0 d0 1\nq8 0 d0 1\n")
+    lists = judged_lists(None, "bm25", str(folder), None, 3, None)
+    assert lists.unlisted == ["q8"]
+    assert capsys.readouterr().out == (
+        "1 judged queries have no list of candidates and do not count: q8\n"
+        "1 queries have no judgement and do not count: q2\n"
+    )
+    (folder / "qrels.txt").unlink()
+    judged_lists(None, "bm25", str(folder), None, 3, None)
+    assert capsys.readouterr().out == f"{folder} judges none of the 2 queries: how good the lists are is not measured\n"
 
 
 def test_training_names_lists_without_judgements(

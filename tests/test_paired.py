@@ -1,7 +1,6 @@
 """What has changed between two measurements, with intervals, and what of that is judged."""
 
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from lit_rerank.errors import UserError
-from lit_rerank.paired import above_chance, beyond, flat, interval, paired
+from lit_rerank.paired import above_chance, beyond, flat, paired
 from lit_rerank.retention import Answered, Read, Retention
 
 
@@ -102,17 +101,6 @@ def test_who_writes_well_but_knows_nothing_is_no_better_than_chance() -> None:
     assert flat(paired(fluent, fluent))["judged"] == ["acc_cloze"]
 
 
-def test_intervals_are_of_ratios_of_sums() -> None:
-    draw = np.random.default_rng(1)
-    weights = draw.uniform(1, 9, 50)
-    values = weights * 2 + draw.normal(0, 1, 50)
-    low, high = interval(list(values), list(weights))
-    assert low < values.sum() / weights.sum() < high
-    assert (low, high) == interval(list(values), list(weights))
-    low, high = interval(list(values))
-    assert low < fmean(values) < high
-
-
 def test_only_the_same_can_be_compared() -> None:
     with pytest.raises(UserError, match="different questions"):
         paired(retention([True, False]), retention([True]))
@@ -123,3 +111,9 @@ def test_only_the_same_can_be_compared() -> None:
         paired(one, other)
     for before, after in ((one, one), (one, untold), (untold, one)):
         paired(before, after)
+
+
+def test_of_one_question_nothing_is_judged() -> None:
+    found = paired(retention([True], bits=[20.0]), retention([False], bits=[30.0]))
+    assert found["bits_per_byte"]["difference"] == pytest.approx(1.0)
+    assert flat(found)["judged"] == []

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -227,6 +227,15 @@ def test_what_cannot_be_merged_is_said_in_one_line(tiny_model: Path, tmp_path: P
     bias = save_adapter(tiny_model, tmp_path / "b", **KINDS["with bias"])
     with pytest.raises(SystemExit, match=r"cannot be merged \(.*has no bias\.\); set keep_adapter to true$"):
         merge(tiny_model, bias, tmp_path / "out")
+    prefix = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    )
+    prefix.save_pretrained(tmp_path / "p")
+    with pytest.raises(SystemExit, match=r"p learns what stands before a prompt \(PREFIX_TUNING\): only"):
+        merge(tiny_model, str(tmp_path / "p"), tmp_path / "out")
+    with pytest.raises(UserError, match="is of the kind PREFIX_TUNING, which cannot be merged: set keep_adapter to"):
+        merged(cast(Any, prefix))
     with pytest.raises(UserError, match="the model's weights are quantised"):
         merged(load_model(str(tiny_model), adapter, load_in_4bit=True))
     with pytest.raises(SystemExit, match="there is no adapter directory"):

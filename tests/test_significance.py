@@ -57,9 +57,11 @@ def test_equal_systems_and_single_queries() -> None:
     same = paired([0.5, 0.2], [0.5, 0.2])
     assert (same.ties, same.p, same.effect_size, same.interval) == (2, 1.0, 0.0, (0.0, 0.0))
     one = paired([0.5], [0.2])
-    assert (one.wins, one.p, one.effect_size) == (1, 1.0, None)
+    assert (one.wins, one.p, one.effect_size, one.interval) == (1, 1.0, None, None)
     steady = paired([1.0, 1.0], [0.0, 0.0])
     assert (steady.difference, steady.effect_size, steady.p) == (1.0, None, 0.5)
+    rounded = paired([0.1 + 0.2, 0.4], [0.0, 0.1])  # both differ by 0.3, one of them by rounding more
+    assert rounded.effect_size is None
 
 
 def test_the_correction_is_benjamini_and_hochbergs() -> None:

@@ -99,6 +99,24 @@ def test_retention_is_chosen_by_name(files: Path, tiny_model: Path, tmp_path: Pa
         sweep(files, tiny_model, tmp_path / "w", "--limit", "4", "--scales", "1", "--retention", "wisdom")
 
 
+def test_the_base_comes_first_and_a_sweep_is_not_written_over(
+    files: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--limit", "4", "--queries", "1", "--decode", "generate")
+    result = sweep(files, tiny_model, tmp_path / "o", *few, "--scales", "0.5", "-0.5", "0")
+    assert [point["scale"] for point in result["points"]] == [0.0, -0.5, 0.5]
+    assert ["difference.answer_logprob" in point["retention"] for point in result["points"]] == [False, True, True]
+    for point in result["points"]:
+        assert point["ranking"]["nDCG@10_interval"] is None  # of one query
+        assert 0 <= point["ranking"]["malformed_generate"] <= 1
+    assert "% malformed" in capsys.readouterr().out
+    assert not list((tmp_path / "o").glob(".*"))
+    before = (tmp_path / "o" / "sweep.json").read_text()
+    with pytest.raises(SystemExit, match="o holds a sweep already: name a new directory"):
+        sweep(files, Path("/nowhere"), tmp_path / "o")
+    assert (tmp_path / "o" / "sweep.json").read_text() == before
+
+
 def test_lists_are_read_in_rounds(files: Path, tiny_model: Path, tmp_path: Path) -> None:
     sweep(files, tiny_model, tmp_path / "o", "--limit", "4", "--scales", "1", "--rounds", "2")
     lists = ["--candidates", str(files / "lists.jsonl"), "--window", "4", "--rounds", "2"]

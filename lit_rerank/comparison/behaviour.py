@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import exp
 
 from data_modules.choices import WindowChoices
+from lit_rerank.comparison.windows import by_query, slid
 
 BINS = 10
 
@@ -38,8 +39,9 @@ class Behaviour:
         accuracy, confidence: share of right ones and mean probability of these choices; None without any.
         calibration_error: mean distance of the two over the bins, weighted by their choices (ECE, Guo et al. 2017).
         reliability: the bins.
-        positions: at each step, the share of windows in which the passage at each input position was picked.
-        step_windows: how many windows have each step.
+        positions: at each step, the share of fresh windows in which the passage at each input position was picked
+            (see `fresh`).
+        step_windows: how many fresh windows have each step.
     """
 
     windows: int
@@ -58,7 +60,7 @@ def behaviour(windows: Sequence[WindowChoices], qrels: Mapping[str, Mapping[str,
     whole = [window for window in windows if not window.malformed]
     choices = [choice for window in whole for choice in judged_choices(window, qrels.get(window.qid, {}))]
     bins = reliability(choices)
-    positions, step_windows = picked_positions(whole)
+    positions, step_windows = picked_positions([window for window in fresh(windows) if not window.malformed])
     n = len(choices)
     return Behaviour(
         windows=len(windows),
@@ -71,6 +73,15 @@ def behaviour(windows: Sequence[WindowChoices], qrels: Mapping[str, Mapping[str,
         positions=positions,
         step_windows=step_windows,
     )
+
+
+def fresh(windows: Sequence[WindowChoices]) -> Iterator[WindowChoices]:
+    """Windows whose passages no window before has ordered: of those that slid over a list the first, all of rounds.
+
+    Later ones hold at their end what the window before has ordered: a good order, whose picks stand at its beginning.
+    """
+    for own in by_query(windows):
+        yield from own[:1] if slid(own) else own
 
 
 def judged_choices(window: WindowChoices, grades: Mapping[str, int]) -> Iterator[tuple[float, bool]]:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from data_modules.naming import named
 from lit_rerank.comparison.significance import differences, show_p
 from lit_rerank.comparison.systems import Judgements, System
 from lit_rerank.comparison.texts import Texts
+from lit_rerank.intervals import show_interval
 
 DEPTH = 10  # passages of each list that are shown
 MOST_CHARACTERS = 1_000  # of a passage
-MOST_NAMES = 20  # queries named in one sentence; the JSON file has all
 
 
 def render_page(
@@ -30,10 +31,10 @@ def render_page(
     filters: dict[str, Callable[..., str]] = {
         "three": lambda value: "" if value is None else f"{value:.3f}",
         "signed": lambda value: "" if value is None else f"{value:+.3f}",
-        "range": lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
-        "signed_range": lambda ends: f"{ends[0]:+.3f} to {ends[1]:+.3f}",
+        "range": lambda ends: show_interval(ends, ".3f"),
+        "signed_range": lambda ends: show_interval(ends, "+.3f"),
         "p_value": show_p,
-        "listed": _listed,
+        "named": named,
     }
     environment.filters |= filters
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
@@ -134,8 +135,3 @@ def _moved(rank: int, before: int | None) -> str | None:
 
 def _cut(text: str | None) -> str | None:
     return text if text is None or len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
-
-
-def _listed(qids: Sequence[str]) -> str:
-    more = len(qids) - MOST_NAMES
-    return ", ".join(qids[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lit_rerank.comparison.behaviour import Behaviour
+from lit_rerank.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,14 +55,12 @@ def draw_means(means: Mapping[str, Mapping[str, Any]], baseline: str) -> "Figure
     figure, axes = _grid(len(means), 0.75 + 0.34 * len(names), width=3.8, share_names=True)
     for axis, (measure, systems) in zip(axes, means.items(), strict=False):
         values, intervals = zip(*((systems[name]["mean"], systems[name]["interval"]) for name in names), strict=True)
-        lows, highs = zip(*intervals, strict=True)
-        errors = [
-            [max(0.0, value - low) for value, low in zip(values, lows, strict=True)],
-            [max(0.0, high - value) for value, high in zip(values, highs, strict=True)],
-        ]
+        ends = [interval or (value, value) for value, interval in zip(values, intervals, strict=True)]
+        lows, highs = zip(*ends, strict=True)
         colours = [BASELINE if name == baseline else BETTER for name in names]
         axis.barh(range(len(names)), values, 0.62, color=colours)
-        axis.errorbar(values, range(len(names)), xerr=errors, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        arms = whiskers(values, intervals)
+        axis.errorbar(values, range(len(names)), xerr=arms, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
         for place, (value, high) in enumerate(zip(values, highs, strict=True)):
             axis.annotate(f"{value:.3f}", (high, place), (5, 0), textcoords="offset points", va="center", color=INK)
         axis.set(title=measure, xlim=(min(0.0, *lows), 1.18 * max(highs) or 1.0), yticks=range(len(names)))
@@ -70,6 +69,14 @@ def draw_means(means: Mapping[str, Mapping[str, Any]], baseline: str) -> "Figure
         axis.grid(axis="x")
         axis.tick_params(length=0)
     return figure
+
+
+def whiskers(values: Sequence[float], intervals: Sequence[Interval | None]) -> Any:
+    """How far intervals reach below and above their values; no number, which is not drawn, where there is none."""
+    import numpy as np
+
+    lows, highs = np.array([interval or (np.nan, np.nan) for interval in intervals]).T
+    return np.maximum(0, [values - lows, highs - values])
 
 
 def draw_deltas(differences: Mapping[str, Sequence[float]], measure: str, baseline: str) -> "Figure":

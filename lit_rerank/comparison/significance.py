@@ -1,15 +1,18 @@
 """Whether a system is better than another: a paired randomisation test over queries, corrected for many of them.
 
 The test (Fisher 1935; for retrieval, Smucker et al. 2007) asks how often the mean difference would be as large if each
-query's two values could as well belong to the other system. It supposes nothing about how differences are
-distributed, which are bounded, many of them 0 and some large. It is exact for up to 16 queries; above, 99,999 random
-draws, the same each time.
+query's two values could as well belong to the other system. So it supposes that, where there is no difference between
+the systems, those of queries are as likely to be positive as negative, of any size (symmetric about 0); it does not
+suppose that they are normally distributed: they are bounded, many of them 0 and some large. It is exact for up to 16
+queries; above, 99,999 random draws, the same each time.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lit_rerank.intervals import Interval, student_interval
 
 RESAMPLES = 99_999
 BATCH = 5_000_000  # signs drawn at a time
@@ -22,15 +25,16 @@ class Paired:
 
     Attributes:
         difference: mean over queries of the system's value less the baseline's.
-        interval: its 95 % interval, Student's: the bootstrap's is too narrow where nearly all differences are 0.
+        interval: its 95 % interval, Student's: the bootstrap's is too narrow where nearly all differences are 0. None
+            of one query.
         wins, ties, losses: queries where the system is better, equal, worse.
         effect_size: Cohen's d of paired values: the mean difference in standard deviations of the differences; None
-            where they do not vary but are not 0 either.
+            where they vary by rounding alone but are not 0 either.
         p: two-sided, of the randomisation test.
     """
 
     difference: float
-    interval: tuple[float, float]
+    interval: Interval | None
     wins: int
     ties: int
     losses: int
@@ -52,7 +56,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     wins, losses = sum(value > 0 for value in found), sum(value < 0 for value in found)
     return Paired(
         difference=statistics.fmean(found),
-        interval=_interval(found),
+        interval=student_interval(found),
         wins=wins,
         ties=len(found) - wins - losses,
         losses=losses,
@@ -82,7 +86,11 @@ def randomisation_test(differences: Sequence[float]) -> float:
 
 def corrected(ps: Sequence[float]) -> list[float]:
     """P-values for which calling those below a level significant makes that share of false ones at most, on average
-    (Benjamini and Hochberg 1995). It holds for tests that depend on each other as these do: on one baseline."""
+    (Benjamini and Hochberg 1995).
+
+    That is proven for tests that are independent or depend on each other positively (Benjamini and Yekutieli 2001). Of
+    two-sided tests on one baseline, by measures that are alike, it is not: take it as an approximation.
+    """
     from scipy.stats import false_discovery_control
 
     return [float(p) for p in false_discovery_control(list(ps), method="bh")]
@@ -93,17 +101,8 @@ def show_p(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
-def _interval(differences: Sequence[float]) -> tuple[float, float]:
-    from scipy.stats import ttest_1samp
-
-    if len(set(differences)) < 2:
-        return (differences[0], differences[0])
-    found = ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    return (float(found.low), float(found.high))
-
-
 def _effect_size(differences: Sequence[float]) -> float | None:
     if not any(differences):
         return 0.0
     deviation = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    return statistics.fmean(differences) / deviation if deviation else None
+    return statistics.fmean(differences) / deviation if deviation > TOLERANCE else None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_modules.catalogue import open_collection
-from data_modules.choices import ChoicesSource, WindowChoices
 from data_modules.collection import Collection
 from data_modules.trec import read_qrels
 from lit_rerank.comparison.behaviour import Behaviour, behaviour
@@ -19,19 +18,26 @@ from lit_rerank.comparison.pictures import as_svg, draw_deltas, draw_means, draw
 from lit_rerank.comparison.significance import RESAMPLES, corrected, differences, paired, show_p
 from lit_rerank.comparison.systems import Judgements, System, named_files, read_system
 from lit_rerank.comparison.texts import read_texts
+from lit_rerank.comparison.windows import read_windows
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, write_figures
+from lit_rerank.evaluation.lists import NOT_JUDGED, say_which
+from lit_rerank.evaluation.report import keep_apart, write_figures
+from lit_rerank.intervals import bootstrap_interval, show_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEST = (
-    "p: two-sided paired randomisation test of the mean difference over queries (it supposes nothing about how "
-    f"differences are distributed), exact for up to 16 queries, with {RESAMPLES:,} random draws above"
+    "p: two-sided paired randomisation test of the mean difference over queries (it supposes that the values of "
+    "systems which are equally good could be swapped, so that differences are symmetric about 0), exact for up to 16 "
+    f"queries, with {RESAMPLES:,} random draws above"
 )
-CORRECTION = "Corrected: Benjamini and Hochberg's false discovery rate over all tests of this comparison"
+CORRECTION = (
+    "Corrected: Benjamini and Hochberg's false discovery rate over all tests of this comparison, an approximation for "
+    "tests that depend on each other as these do"
+)
 HEADINGS = "    mean  95 % interval     difference  95 % interval           w/t/l        d         p  corrected"
-INTERVALS = "Intervals: 95 %, over queries: of means by the bootstrap (BCa), of differences Student's"
+INTERVALS = "Intervals: 95 %, over two or more queries: of means by the bootstrap (BCa), of differences Student's"
 
 
 def compare_runs(
@@ -74,19 +80,21 @@ def compare_runs(
             raise UserError(f"{option}: no run is called {name!r}; there are {', '.join(files)}")
     if Path(metrics).suffix != ".json":
         raise UserError(f"{metrics}: name a .json file; the page and the pictures get its name with other endings")
-    make_way(metrics)
+    page = Path(metrics).with_suffix(".html")
+    texts_of = [candidates] if isinstance(candidates, str) else list(candidates or [])
+    read = [*files.values(), *chosen.values(), *texts_of, qrels, collection]
+    keep_apart({"metrics": metrics, "page": str(page)}, read)
     parsed = parse_measures(measures)
     opened = None if collection is None else open_collection(collection)
     judged = _judgements(qrels, opened)
     in_order = [first, *(name for name in files if name != first)]
     systems = [read_system(name, files[name], judged, parsed) for name in in_order]
-    behaviours = {s.name: behaviour(_windows(chosen[s.name], s), judged) for s in systems if s.name in chosen}
-    texts = read_texts([candidates] if isinstance(candidates, str) else candidates or [], opened)
+    behaviours = {s.name: behaviour(read_windows(chosen[s.name], s), judged) for s in systems if s.name in chosen}
+    texts = read_texts(texts_of, opened, judged)
 
     result = _figures(systems, str(qrels or collection), list(dict.fromkeys(map(str, parsed))), behaviours)
     write_figures(result, metrics)
     pictures = _pictures(result, systems, behaviours, Path(metrics), logdir)
-    page = Path(metrics).with_suffix(".html")
     page.write_text(render_page(result, systems, judged, texts, pictures), "utf-8", "xmlcharrefreplace")
     _print(result)
     print(f"\npage: {page}   figures: {metrics}   pictures: {page.with_suffix('.*.png')}")
@@ -105,20 +113,6 @@ def _judgements(path: str | None, collection: Collection | None) -> Judgements:
     if not judged:
         raise UserError(f"{source} holds no judgement")
     return judged
-
-
-def _windows(path: str, system: System) -> list[WindowChoices]:
-    """What a system's choices file holds; it must be of that run."""
-    windows = list(ChoicesSource(path))
-    if not windows:
-        raise UserError(f"{path} holds no choices")
-    for window in windows:
-        listed = {docid for docid, _ in system.run.get(window.qid, [])}
-        if not listed.issuperset(window.docids):
-            raise UserError(
-                f"{path} orders passages for query {window.qid!r} that {system.path} does not list: is it of that run?"
-            )
-    return windows
 
 
 def _figures(
@@ -156,9 +150,7 @@ def _figures(
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    from lit_rerank.metrics import interval
-
-    return {"mean": statistics.fmean(values), "interval": interval(values)}
+    return {"mean": statistics.fmean(values), "interval": bootstrap_interval(values)}
 
 
 def _pictures(
@@ -205,6 +197,9 @@ def _to_tensorboard(result: Mapping[str, Any], drawn: "Mapping[str, Figure]", lo
         for name, system in result["systems"].items():
             for measure, figures in system["means"].items():
                 writer.add_scalar(f"compare/{measure}/{name}", figures["mean"])
+        for one in result["comparisons"]:
+            for name in ("difference", "p", "p_corrected"):
+                writer.add_scalar(f"compare/{one['measure']}/{one['system']}/{name}", one[name])
         for name, figure in drawn.items():
             writer.add_figure(f"compare/{name}", figure, close=False)
 
@@ -217,15 +212,14 @@ def _print(result: Mapping[str, Any]) -> None:
         print(f"\n{measure}, {result['queries']} judged queries, baseline {result['baseline']}")
         print(f"{'':{width}}{HEADINGS}")
         for name, system in result["systems"].items():
-            mean, (low, high) = system["means"][measure].values()
-            line = f"{name:{width}}  {mean:6.4f}  {low:6.4f} to {high:6.4f}"
+            mean, interval = system["means"][measure].values()
+            line = f"{name:{width}}  {mean:6.4f}  {show_interval(interval, '6.4f'):16}"
             if one := compared.get((measure, name)):
-                low, high = one["interval"]
                 record = f"{one['wins']}/{one['ties']}/{one['losses']}"
                 effect = "" if one["effect_size"] is None else f"{one['effect_size']:+.2f}"
                 line += (
-                    f"     {one['difference']:+.4f}  {low:+.4f} to {high:+.4f}  {record:>10}  {effect:>7}  "
-                    f"{show_p(one['p']):>8}   {show_p(one['p_corrected']):>8}"
+                    f"     {one['difference']:+.4f}  {show_interval(one['interval'], '+.4f'):18}  "
+                    f"{record:>10}  {effect:>7}  {show_p(one['p']):>8}   {show_p(one['p_corrected']):>8}"
                 )
             print(line)
     for name, shown in result["choices"].items():
@@ -236,9 +230,5 @@ def _print(result: Mapping[str, Any]) -> None:
             )
     print(f"\n{TEST}. {CORRECTION}. {INTERVALS}. d: mean difference in standard deviations of the differences.")
     for name, system in result["systems"].items():
-        for qids, what in (
-            (system["missing"], "judged queries are missing and count 0"),
-            (system["unjudged"], "queries have no judgement and do not count"),
-        ):
-            if qids:
-                print(f"{name}: {len(qids)} {what}: {' '.join(qids)}")
+        say_which(system["missing"], "judged queries are missing and count 0", name)
+        say_which(system["unjudged"], NOT_JUDGED, name)

@@ -6,7 +6,7 @@ from typing import Any
 from data_modules.catalogue import open_documents
 from data_modules.files import user_path
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, report
+from lit_rerank.evaluation.report import keep_apart, report
 
 
 def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any
     folder, file = new_folder(index), user_path(metrics)
     if folder.resolve() in (file.resolve(), *file.resolve().parents):
         raise UserError(f"metrics: {metrics} would stand where the index {index} shall be; name a file elsewhere")
-    make_way(metrics)
+    keep_apart({"metrics": metrics}, [collection])
     documents = open_documents(collection)
     started = time.perf_counter()
     built = build_index(documents.values(), folder)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, progress_bar, write_figures
-from lit_rerank.evaluation.rerank import judged_lists
+from lit_rerank.evaluation.lists import first_stage_lists
+from lit_rerank.evaluation.report import keep_apart, progress_bar, write_figures
+from lit_rerank.evaluation.rerank import malformed
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, summary
+from lit_rerank.intervals import show_interval, student_interval
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
@@ -75,8 +77,9 @@ def measure_injection(
     if calibrate and decode != "first":
         raise UserError("calibrate needs the scores of all passages: add --decode first")
     reading = SlidingWindow(window, window - 1, window)
-    records = judged_lists(candidates, first_stage, collection, None, window - 1, queries)
-    make_way(metrics)
+    picture = Path(metrics).with_suffix(".png")
+    keep_apart({"metrics": metrics, "picture": str(picture)}, [candidates, collection])
+    records, _ = first_stage_lists(candidates, first_stage, collection, window - 1, queries)
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -91,7 +94,7 @@ def measure_injection(
     )
     decoder = cast("Decoder", reranker.decoder)  # self-consistency would be the other
     started = time.perf_counter()
-    outcomes = {way: _outcomes(decoder, records, window, on, calibrate) for way, on in WAYS.items()}
+    found = {way: _outcomes(decoder, records, window, on, calibrate) for way, on in WAYS.items()}
     result: dict[str, Any] = {
         "passages": len(ATTACKERS),
         "queries": len(records),
@@ -99,11 +102,10 @@ def measure_injection(
         "decode": decode or decoder.encoder.format.name,
         "calibrated": calibrate,
         "windows": len(WAYS) * len(records) * WINDOWS,
-        **{way: _figures(found) for way, found in outcomes.items()},
+        **{way: _figures(outcomes) | malformed(answers, decode) for way, (outcomes, answers) in found.items()},
         "seconds": round(time.perf_counter() - started, 2),
     }
     write_figures(result, metrics)
-    picture = Path(metrics).with_suffix(".png")
     _draw(result, picture)
     print(table(result))
     print(f"\nfigures: {metrics}   picture: {picture}")
@@ -112,7 +114,8 @@ def measure_injection(
 
 def _outcomes(
     decoder: "Decoder", records: Sequence[RankingRecord], size: int, sanitise: bool, calibrate: bool
-) -> list[Outcome]:
+) -> "tuple[list[Outcome], list[Decoded]]":
+    """What each attack gains, and all answers."""
     from lit_rerank.encoding import WindowEncoder
 
     own = decoder.encoder
@@ -120,13 +123,16 @@ def _outcomes(
     decode = type(decoder)(decoder.model, encoder, decoder.max_batch_tokens)
     sizes = {min(size, len(record.passages) + 1) for record in records}
     prior = {n: _logps(one) if calibrate else [0.0] * n for n in sizes for one in decode([_empty(n)])}
+    answers: list[Decoded] = []
     with progress_bar("windows", len(records) * WINDOWS) as advance:
 
         def score(windows: Sequence[Window]) -> list[list[float]]:
-            scores = map(_logps if calibrate else _places, decode(windows, None, advance))
+            decoded = decode(windows, None, advance)
+            answers.extend(decoded)
+            scores = map(_logps if calibrate else _places, decoded)
             return [[one - its for one, its in zip(own, prior[len(own)], strict=True)] for own in scores]
 
-        return measure(records, size, score)
+        return measure(records, size, score), answers
 
 
 def _empty(n: int) -> Window:
@@ -147,15 +153,14 @@ def _logps(decoded: "Decoded") -> list[float]:
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Means over all, with the interval over queries of the mean change; and by kind."""
-    from lit_rerank.metrics import interval
+    """Means over all, with Student's interval over queries of the mean change; and by kind."""
 
     def of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         by_query: dict[str, list[int]] = {}
         for one in outcomes:
             by_query.setdefault(one.qid, []).append(one.gain)
         means = [sum(gains) / len(gains) for gains in by_query.values()]
-        return {**summary(outcomes), "interval": interval(means)}
+        return {**summary(outcomes), "interval": student_interval(means)}
 
     kinds = {kind: [one for one in outcomes if one.kind == kind] for kind in ATTACKS}
     return {**of(outcomes), "by_kind": {kind: of(some) for kind, some in kinds.items()}}
@@ -166,7 +171,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['passages']} passages that try to be ranked first, {result['queries']} queries, one of "
         f"{result['window']} in a window.",
-        "Ranks gained by what was added (95 % interval over queries), and how often it was ranked first:",
+        "Ranks gained by what was added (95 % interval over queries, Student's), and how often it was ranked first:",
         "",
         f"{'':14}" + "".join(f"{way:>29} {'first':>7}" for way in WAYS),
     ]
@@ -174,20 +179,24 @@ def table(result: Mapping[str, Any]) -> str:
     rows |= {kind: {way: result[way]["by_kind"][kind] for way in WAYS} for kind in ATTACKS}
     for name, ways in rows.items():
         cells = (
-            f"{one['rank_change']:+9.3f} ({one['interval'][0]:+6.2f} to {one['interval'][1]:+6.2f})"
+            f"{one['rank_change']:+9.3f} ({show_interval(one['interval'], '+6.2f'):>16})"
             f" {100 * one['attacked_first']:5.1f} %"
             for one in ways.values()
         )
         lines.append(f"{name:14}" + "".join(f"{cell:>37}" for cell in cells))
     honest = "; ".join(f"{way} {100 * result[way]['honest_first']:.1f} %" for way in WAYS)
-    return "\n".join([*lines, "", f"The honest passages alone were ranked first: {honest}."])
+    lines += ["", f"The honest passages alone were ranked first: {honest}."]
+    if "malformed_generate" in result["plain"]:
+        broken = "; ".join(f"{way} {result[way]['malformed_generate']:.1%}" for way in WAYS)
+        lines.append(f"Malformed answers, which were repaired: {broken}.")
+    return "\n".join(lines)
 
 
 def _draw(result: Mapping[str, Any], path: Path) -> None:
     """A bar for each kind and way: ranks gained, with 95 % intervals."""
     from matplotlib.figure import Figure
 
-    from lit_rerank.comparison.pictures import BASELINE, BETTER, LINE, WORSE, style
+    from lit_rerank.comparison.pictures import BASELINE, BETTER, LINE, WORSE, style, whiskers
 
     names = ["all", *ATTACKS]
     with style():
@@ -196,12 +205,9 @@ def _draw(result: Mapping[str, Any], path: Path) -> None:
         for number, (way, colour) in enumerate(zip(WAYS, (WORSE, BETTER), strict=True)):
             rows = [result[way], *result[way]["by_kind"].values()]
             gains = [row["rank_change"] for row in rows]
-            lows, highs = (
-                [max(0.0, sign * (row["interval"][end] - row["rank_change"])) for row in rows]
-                for end, sign in ((0, -1), (1, 1))
-            )
+            arms = whiskers(gains, [row["interval"] for row in rows])
             heights = [i + 0.38 * (number - 0.5) for i in range(len(names))]
-            axis.barh(heights, gains, 0.34, color=colour, label=way, xerr=[lows, highs], ecolor=BASELINE)
+            axis.barh(heights, gains, 0.34, color=colour, label=way, xerr=arms, ecolor=BASELINE)
         axis.axvline(0, color=LINE)
         axis.set_yticks(range(len(names)), names)
         axis.invert_yaxis()

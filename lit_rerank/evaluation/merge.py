@@ -54,12 +54,15 @@ def merged(model: "PreTrainedModel", scale: float = 1.0) -> "PreTrainedModel":
     """The model with its active adapter, at this strength, added to its weights; `model` itself is used up.
 
     Raises:
-        UserError: if the weights are quantised or shared by what the adapter changes and what it does not, or (at
-            other strengths than 1) as `scaled`.
+        UserError: if the adapter is of a kind that adds nothing to weights, if these are quantised or shared by what it
+            changes and what it does not, or (at other strengths than 1) as `scaled`.
     """
     from lit_rerank.scale import scaled
 
     adapted: Any = model
+    if scale == 1 and not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type.value
+        raise UserError(f"the adapter is of the kind {kind}, which cannot be merged: set keep_adapter to true")
     base = adapted.get_base_model()
     if getattr(base, "is_quantized", False):
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, progress_bar, report
+from lit_rerank.evaluation.report import keep_apart, progress_bar, report
 from lit_rerank.questions import SHIPPED, open_questions
 
 
@@ -61,10 +61,8 @@ def answer_mmlu(
         raise UserError("tasks are lm-eval's own business: with them go --fewshot NUMBER, --limit and --include_path")
     if include_path and not tasks:
         raise UserError("include_path is for --tasks")
-    make_way(metrics)
     kept = details or str(Path(metrics).with_suffix(".details.jsonl"))
-    make_way(kept)
-    _check_apart(metrics, kept, against)
+    keep_apart({"metrics": metrics, "details": kept}, [against, questions, text])
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
@@ -113,12 +111,3 @@ def answer_mmlu(
     result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
     report(result, metrics)
     return result
-
-
-def _check_apart(metrics: str, details: str, against: str | None) -> None:
-    """Refuse to overwrite a file with another of this run's, or the measurement that is compared with."""
-    written = [Path(path).resolve() for path in (metrics, details)]
-    if written[0] == written[1]:
-        raise UserError(f"{metrics} is to hold both the metrics and the details; name two files")
-    if against is not None and Path(against).resolve() in written:
-        raise UserError(f"{against}, named by --against, would be overwritten: name other --metrics or --details")

@@ -1,22 +1,49 @@
 """What all commands of `evaluate.py` share: progress, and figures that are printed and written."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from data_modules.files import user_path
 from lit_rerank.errors import UserError
+
+
+def keep_apart(written: Mapping[str, str | None], read: Iterable[str | None]) -> None:
+    """Notice before the work that one of a command's files cannot be written, or would overwrite another.
+
+    Args:
+        written: the files to write, by option.
+        read: the files that the command reads.
+    """
+    inputs = {user_path(path).resolve() for path in read if path is not None}
+    taken: dict[Path, str] = {}
+    for option, path in written.items():
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in inputs:
+            raise UserError(f"{option} would overwrite {path}, which is read: name another file")
+        if (other := taken.setdefault(place, option)) != option:
+            raise UserError(f"{other} and {option} are one file, {path}: name two")
+        make_way(path)
 
 
 def make_way(path: str) -> None:
     """Notice before the work that a file cannot be written."""
-    if Path(path).is_dir():
+    file = Path(path)
+    if file.is_dir():
         raise UserError(f"{path} is a directory; name a file")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    special = file.exists() and not file.is_file()  # such as /dev/stdout, whose folder stays as it is
+    for place in (file,) if special else (file, file.parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise UserError(f"{path} cannot be written, for {place} may not be changed: name a file elsewhere")
 
 
 def write_figures(result: dict[str, Any], path: str) -> None:

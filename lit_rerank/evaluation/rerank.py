@@ -5,29 +5,21 @@ What needs torch is imported by the functions that use it: `--help` reads this m
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from data_modules.catalogue import open_collection
 from data_modules.choices import WindowChoices, write_choices
-from data_modules.first_stage import open_first_stage
 from data_modules.records import RankingRecord, Window
-from data_modules.sources.detect import open_candidates
-from data_modules.trec import check_writable, read_qrels, write_run
+from data_modules.trec import write_run
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, progress_bar, report
+from lit_rerank.evaluation.lists import judged_lists
+from lit_rerank.evaluation.report import keep_apart, progress_bar, report
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
     from lit_rerank.reading import Ranking
     from lit_rerank.reranker import Reranker
-
-MOST_NAMED = 20
-NOT_LISTED = "judged queries have no list of candidates and do not count"
-NOT_JUDGED = "queries have no judgement and do not count"
 
 
 def rerank_candidates(
@@ -113,10 +105,10 @@ def rerank_candidates(
     reading = open_reading(window, stride, depth, top_k, rounds)
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
-    records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
-    for path in (run, metrics, choices, first_stage_run):
-        if path is not None:
-            make_way(path)
+    written = {"run": run, "metrics": metrics, "choices": choices, "first_stage_run": first_stage_run}
+    keep_apart(written, (candidates, collection, qrels))
+    lists = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
+    records = lists.records
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -145,71 +137,18 @@ def rerank_candidates(
     answers = [decoded for ranking in rankings for decoded in ranking.decoded]
     result = {
         **_measured(rankings, records, parsed),
-        "queries": len(records),
-        "judged_queries": sum(bool(record.qrels) for record in records),
+        **lists.counts,
         "windows": len(answers),
-        **({"malformed_generate": fmean(one.malformed for one in answers)} if decode == "generate" else {}),
+        **malformed(answers, decode),
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
     return result
 
 
-def judged_lists(
-    candidates: str | None,
-    first_stage: str | None,
-    collection: str | None,
-    qrels: str | None,
-    depth: int,
-    queries: int | None,
-) -> list[RankingRecord]:
-    """The first-stage lists to rerank, with what is judged about them; they can be written as a run.
-
-    Raises:
-        UserError: where there are none, or the judgements are about other queries.
-    """
-    if queries is not None and queries < 1:
-        raise UserError(f"queries is {queries}; it must be at least 1")
-    records = _lists(candidates, first_stage, collection, depth, queries)
-    if qrels is not None:
-        grades = read_qrels(qrels)
-        records = [replace(record, qrels=grades.get(record.qid)) for record in records]
-        if all(record.qrels is None for record in records):
-            raise UserError(
-                f"{qrels} judges none of the {len(records)} queries of {candidates or collection}: "
-                "are they of one collection?"
-            )
-        if queries is None:
-            name_qids([qid for qid in grades if qid not in {record.qid for record in records}], NOT_LISTED)
-    if any(record.qrels for record in records):
-        name_qids([record.qid for record in records if not record.qrels], NOT_JUDGED)
-    check_writable(records)
-    return records
-
-
-def name_qids(qids: Sequence[str], what: str) -> None:
-    """Say which queries something is true of, if there are any."""
-    if qids:
-        print(
-            f"{len(qids)} {what}: {' '.join(qids[:MOST_NAMED])}{' ...' if len(qids) > MOST_NAMED else ''}", flush=True
-        )
-
-
-def _lists(
-    candidates: str | None, first_stage: str | None, collection: str | None, depth: int, queries: int | None
-) -> list[RankingRecord]:
-    """The first-stage lists of a file, or those that a first stage retrieves from a collection."""
-    if candidates is not None and first_stage is None and collection is None:
-        records = list(open_candidates(candidates))[:queries]
-    elif candidates is None and first_stage is not None and collection is not None:
-        opened = open_collection(collection)
-        chosen = dict(islice(opened.queries.items(), queries))
-        records = open_first_stage(first_stage, opened).search(chosen, depth) if chosen else []
-    else:
-        raise UserError("name either --candidates FILE, or --first_stage NAME together with --collection NAME")
-    if not records:
-        raise UserError(f"{candidates or collection} holds no query")
-    return records
+def malformed(answers: "Sequence[Decoded]", decode: str | None) -> dict[str, float]:
+    """The share of generated answers that needed repair; the other ways to decode leave nothing to repair."""
+    return {"malformed_generate": fmean(one.malformed for one in answers)} if decode == "generate" else {}
 
 
 def with_progress(records: Sequence[RankingRecord], reranker: "Reranker") -> "list[Ranking]":

@@ -13,10 +13,13 @@ from data_modules.records import RankingRecord
 from data_modules.trec import write_run
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import progress_bar
-from lit_rerank.evaluation.rerank import in_first_stage_order, judged_lists, with_progress
+from lit_rerank.evaluation.lists import judged_lists
+from lit_rerank.evaluation.report import make_way, progress_bar
+from lit_rerank.evaluation.rerank import in_first_stage_order, malformed, with_progress
+from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.paired import LOWER_IS_BETTER
 from lit_rerank.questions import SHIPPED, open_questions
+from lit_rerank.whole import written_whole
 
 if TYPE_CHECKING:
     from lit_rerank.metrics import Run
@@ -101,13 +104,17 @@ def sweep_scales(
     reading = open_reading(window, stride, depth, top_k, rounds)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"scales {list(scales)}: name one or more, each once")
-    records = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
+    folder = Path(out)
+    summary = folder / "sweep.json"
+    if summary.exists():
+        raise UserError(f"{out} holds a sweep already: name a new directory")
+    make_way(str(summary))
+    lists = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
+    records = lists.records
     if not any(record.qrels for record in records):
         raise UserError("no query is judged: there is nothing to weigh; name judgements by --qrels")
     asked, _ = open_questions(questions, limit=limit)
     read = open_documents(text)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     reranker = Reranker.from_pretrained(
         model,
         adapter,
@@ -127,13 +134,13 @@ def sweep_scales(
     result: dict[str, Any] = {
         "measure": str(parsed[0]),
         "retention": retention,
-        "queries": len(records),
-        "judged_queries": sum(bool(record.qrels) for record in records),
+        **lists.counts,
         "first_stage": ranking_figures(in_first_stage_order(records), records, parsed),
         "points": [],
     }
     base: Retention | None = None
-    for number, scale in enumerate(sorted(scales), start=1):
+    base_first = sorted(scales, key=lambda scale: (scale != 0, scale))  # the others are compared with it
+    for number, scale in enumerate(base_first, start=1):
         print(f"\n== scale {scale:g} ({number} of {len(scales)})", flush=True)
         started = time.perf_counter()
         with scaled(loaded, scale):
@@ -143,7 +150,8 @@ def sweep_scales(
             rankings = with_progress(shown, reranker)
         run = {ranking.record.qid: ranking.run for ranking in rankings}
         write_run(run, folder / f"scale={scale:g}.run.txt", tag=f"scale={scale:g}")
-        figures = ranking_figures(run, records, parsed)
+        answers = [decoded for ranking in rankings for decoded in ranking.decoded]
+        figures = ranking_figures(run, records, parsed) | malformed(answers, decode)
         seconds = round(time.perf_counter() - started, 2)
         if scale == 0:
             base = measured
@@ -151,20 +159,21 @@ def sweep_scales(
             kept |= flat(paired(base, measured))
         result["points"].append({"scale": scale, "ranking": figures, "retention": kept, "seconds": seconds})
         mark_pareto(result)
-        (folder / "sweep.json").write_text(json.dumps(result, indent=2) + "\n")
+        with written_whole(summary) as unfinished:
+            unfinished.write_text(json.dumps(result, indent=2) + "\n")
         print(table(result), flush=True)
     draw(result, folder / "sweep.png")
-    print(f"{folder / 'sweep.json'}, {folder / 'sweep.png'}")
+    print(f"{summary}, {folder / 'sweep.png'}")
     return result
 
 
 def ranking_figures(run: "Run", records: Sequence[RankingRecord], measures: Sequence[Any]) -> dict[str, Any]:
     """Means over the judged queries, and the 95 % interval of the first measure's."""
-    from lit_rerank.metrics import interval, means, per_query
+    from lit_rerank.metrics import means, per_query
 
     scores = per_query(run, {record.qid: record.qrels for record in records if record.qrels}, measures)
     first = str(measures[0])
-    return {**means(scores), f"{first}_interval": interval([query[first] for query in scores.values()])}
+    return {**means(scores), f"{first}_interval": bootstrap_interval([query[first] for query in scores.values()])}
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
@@ -198,9 +207,11 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def line(point: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """A point: scale, retention, quality of ranking, and a star where none is better."""
+    """A point: scale, retention, quality of ranking, a star where none is better, and what was malformed."""
     retained, ranked = position(point, result)
-    return f"{point['scale']:6g} {retained:12.4f} {ranked:12.4f}{' *' if point['pareto'] else ''}"
+    broken = point["ranking"].get("malformed_generate")
+    repaired = "" if broken is None else f"  {broken:.1%} malformed"
+    return f"{point['scale']:6g} {retained:12.4f} {ranked:12.4f}{' *' if point['pareto'] else ''}{repaired}"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
