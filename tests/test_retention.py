@@ -571,7 +571,7 @@ def test_what_is_compared_with_is_not_overwritten(against: str, named: dict[str,
     old = tmp_path / against
     old.write_text("kept")
     files = [word for option, name in named.items() for word in (f"--{option}", str(tmp_path / name))]
-    with pytest.raises(SystemExit, match=rf"details would overwrite [^\n]*{old.name}, which is read"):
+    with pytest.raises(SystemExit, match=rf"would overwrite [^\n]*{old.name}, which is read"):
         evaluate(["mmlu", "--model", "any/model", "--against", str(old), *files])
     assert old.read_text() == "kept"
 
