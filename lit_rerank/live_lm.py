@@ -90,7 +90,7 @@ class LiveLM(HFLM):
         return [(None, *make_disjoint_window(window)) for window in windows]
 
     def uniform(self, text: str) -> float:
-        """What `loglikelihood_rolling` would say of a text, as a loss, if all tokens were equally likely: in nats."""
+        """What a text would cost if all tokens were equally likely, in nats."""
         tokens = len(self.tok_encode(text, add_special_tokens=False))
         return tokens * math.log(self._model.config.get_text_config().vocab_size)
 

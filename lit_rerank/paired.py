@@ -33,9 +33,9 @@ class HasId(Protocol):
 def above_chance(measure: str, found: "Retention") -> float:
     """The p-value of the hypothesis that a measurement is no better than chance, one-sided.
 
-    Accuracies: a binomial test against 1/4. The right answer's log-likelihood: a paired t-test over questions against
-    the mean of its three distractors. Bits per byte: a paired t-test over documents against tokens that are all equally
-    likely; of measurements that were kept without that figure, against bytes (8 bits each).
+    Accuracies: a binomial test against 1/4. The right answer's log-likelihood, and bits per byte: paired t-tests over
+    questions and over documents against tokens that are all equally likely; of documents that were kept without that
+    figure, against bytes (8 bits each).
     """
     from scipy.stats import binomtest, ttest_1samp
 
@@ -43,7 +43,7 @@ def above_chance(measure: str, found: "Retention") -> float:
         right = [getattr(question, measure) for question in found.questions]
         return float(binomtest(int(sum(right)), len(right), 1 / CHOICES, alternative="greater").pvalue)
     if measure == "answer_logprob":
-        gains = [question.preference for question in found.questions]
+        gains = [question.answer_logprob - question.chance for question in found.questions]
     else:
         chances = [8 * d.bytes if d.chance is None else d.chance for d in found.documents]
         gains = [(chance - d.bits) / d.bytes for chance, d in zip(chances, found.documents, strict=True)]

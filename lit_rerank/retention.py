@@ -81,6 +81,7 @@ class Answered:
         id, subject: the question's.
         letters, cloze: log-likelihood of each choice, in nats; of the cloze form, per character of the choice.
         answer: the right one (0 to 3).
+        chance: what `cloze[answer]` would be if all of the model's tokens were equally likely.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Answered:
     letters: tuple[float, ...]
     cloze: tuple[float, ...]
     answer: int
+    chance: float
 
     @property
     def acc(self) -> float:
@@ -100,11 +102,6 @@ class Answered:
     @property
     def answer_logprob(self) -> float:
         return self.cloze[self.answer]
-
-    @property
-    def preference(self) -> float:
-        """How much likelier the right answer is than the mean of the wrong ones, nats per character."""
-        return self.answer_logprob - fmean(logp for i, logp in enumerate(self.cloze) if i != self.answer)
 
 
 @dataclass(frozen=True)
@@ -176,11 +173,14 @@ class Retention:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Retention":
-        """The measurement that `rows` has told of; earlier versions of `rows` told neither chance nor examples."""
+        """The measurement that `rows` has told of.
+
+        Those of earlier versions told nothing of examples, and of chance what random bytes would cost.
+        """
         examples = next((r["examples"] for r in rows if "examples" in r), None)
         return cls(
             tuple(
-                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"])
+                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"], r["chance"])
                 for r in rows
                 if "answer" in r
             ),
@@ -232,7 +232,7 @@ def measure(
         # What lm-eval builds dies before the random state is restored: that, too, draws numbers.
         answers = _answers(lm, [*_question_tasks(questions, examples), *_text_task(text)])
         return Retention(
-            tuple(_answered(i, q, answers) for i, q in enumerate(questions)),
+            tuple(_answered(lm, i, q, answers) for i, q in enumerate(questions)),
             tuple(
                 Read(d.id, -answers["general_text", i][0] / _LN2, d.bytes, lm.uniform(d.text) / _LN2)
                 for i, d in enumerate(text)
@@ -348,7 +348,9 @@ def _answers(lm: LiveLM, tasks: Sequence[ConfigurableTask]) -> dict[tuple[str, i
     return answers
 
 
-def _answered(number: int, question: Question, answers: Mapping[tuple[str, int], Sequence[float]]) -> Answered:
+def _answered(
+    lm: LiveLM, number: int, question: Question, answers: Mapping[tuple[str, int], Sequence[float]]
+) -> Answered:
     lengths = [len(choice) for choice in question.choices]
     return Answered(
         question.id,
@@ -356,4 +358,5 @@ def _answered(number: int, question: Question, answers: Mapping[tuple[str, int],
         tuple(answers["mmlu_letters", number]),
         tuple(logp / n for logp, n in zip(answers["mmlu_cloze", number], lengths, strict=True)),
         question.answer,
+        -lm.uniform(f" {question.choices[question.answer]}") / lengths[question.answer],
     )

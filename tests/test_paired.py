@@ -11,6 +11,8 @@ from lit_rerank.errors import UserError
 from lit_rerank.paired import above_chance, beyond, flat, paired
 from lit_rerank.retention import Answered, Read, Retention
 
+UNIFORM = -5.5
+
 
 def retention(
     right: list[bool],
@@ -18,7 +20,7 @@ def retention(
     bits: list[float] | None = None,
     chances: list[float | None] | None = None,
 ) -> Retention:
-    """Letters always wrong; cloze as told, all distractors 1 worse or better; documents of 10, 20, ... bytes."""
+    """Letters always wrong; cloze as told, where random tokens have -5.5; documents of 10, 20, ... bytes."""
     answered = [
         Answered(
             str(i),
@@ -26,6 +28,7 @@ def retention(
             (1.0, 0.0, 0.0, 0.0),
             tuple(v if j == 1 else (v - 1 if ok else v + 1) for j in range(4)),
             1,
+            UNIFORM,
         )
         for i, (ok, v) in enumerate(zip(right, logprobs or [-1.0] * len(right), strict=True))
     ]
@@ -84,21 +87,22 @@ def test_a_drop_is_beyond_what_is_allowed_only_with_its_whole_interval() -> None
 
 
 def test_chance_is_a_test_of_what_is_known() -> None:
-    known = retention([True, True, True, False], bits=[80.0, 160.0])
+    gains = [0.5, -0.2, 0.1, 0.9]
+    known = retention([True, True, True, False], [UNIFORM + gain for gain in gains], [80.0, 160.0])
     assert above_chance("acc_cloze", known) == pytest.approx(4 * 0.25**3 * 0.75 + 0.25**4)
     assert above_chance("acc", known) == 1
-    expected: Any = ttest_1samp([1, 1, 1, -1], 0, alternative="greater")
+    expected: Any = ttest_1samp(gains, 0, alternative="greater")
     assert above_chance("answer_logprob", known) == pytest.approx(expected.pvalue)
     assert above_chance("bits_per_byte", known) == 1  # eight bits a byte, where nothing else is told
 
 
-def test_who_writes_well_but_knows_nothing_is_no_better_than_chance() -> None:
-    """Far better than random bytes, and yet: right and wrong answers alike; documents by random tokens."""
+def test_random_tokens_are_no_better_than_chance() -> None:
+    """Though they may be far better than random bytes."""
     draw = np.random.default_rng(2)
-    fluent = retention([True, False] * 50, list(draw.normal(-1, 0.1, 100)), [35.0, 70.0, 105.0], [34.0, 69.5, 107.0])
-    assert above_chance("answer_logprob", fluent) > 0.05
-    assert above_chance("bits_per_byte", fluent) > 0.05
-    assert flat(paired(fluent, fluent))["judged"] == ["acc_cloze"]
+    random = retention([True, False] * 50, list(draw.normal(UNIFORM, 1, 100)), [35.0, 70.0, 105.0], [34.0, 69.5, 107.0])
+    assert above_chance("answer_logprob", random) > 0.05
+    assert above_chance("bits_per_byte", random) > 0.05
+    assert flat(paired(random, random))["judged"] == ["acc_cloze"]
 
 
 def test_only_the_same_can_be_compared() -> None:

@@ -208,7 +208,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
 def answered(right: int, logp: float) -> Retention:
     """Twelve questions, so many of which are answered right in both forms."""
     rows = [
-        Answered(f"q{i}", "s", *[(0.0, -1.0, -2.0, -3.0) if i < right else (-1.0, 0.0, -2.0, -3.0)] * 2, 0)
+        Answered(f"q{i}", "s", *[(0.0, -1.0, -2.0, -3.0) if i < right else (-1.0, 0.0, -2.0, -3.0)] * 2, 0, -9.0)
         for i in range(12)
     ]
     return Retention(tuple(rows), tuple(Read(f"d{i}", 800.0 - logp * (i + 1), 100) for i in range(4)), 0)

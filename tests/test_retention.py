@@ -169,9 +169,10 @@ def test_a_measurement_is_kept_in_a_file(tiny_model: Path, tmp_path: Path) -> No
 
 
 def test_measurements_of_earlier_versions_can_still_be_compared() -> None:
-    """They told what random bytes would cost, and nothing of examples."""
+    """They told what random bytes would cost, of documents not even that, and nothing of examples."""
     question = {"id": "q", "subject": "s", "letters": [0.0, -1.0, -2.0, -3.0], "cloze": [-1.0] * 4, "answer": 0}
-    asked = question | {"chance": -6.0, "acc": 1.0, "acc_cloze": 1.0, "answer_logprob": -1.0}
+    question |= {"chance": -6.0}
+    asked = question | {"acc": 1.0, "acc_cloze": 1.0, "answer_logprob": -1.0}
     old = Retention.of_rows([asked, {"id": "d", "bits": 9.0, "bytes": 3}, {"truncated": 0}])
     new = Retention.of_rows([question, {"id": "d", "bits": 12.0, "bytes": 3, "chance": 30.0}, {"examples": ["e"]}])
     assert paired(old, new)["bits_per_byte"]["difference"] == 1
