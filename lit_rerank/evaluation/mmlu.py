@@ -61,7 +61,7 @@ def answer_mmlu(
         raise UserError("tasks are lm-eval's own business: with them go --fewshot NUMBER, --limit and --include_path")
     if include_path and not tasks:
         raise UserError("include_path is for --tasks")
-    kept = details or str(Path(metrics).with_suffix(".details.jsonl"))
+    kept = details or str(Path(metrics).parent / f"{Path(metrics).stem}.details.jsonl")
     keep_apart({"metrics": metrics, "details": kept}, [against, questions, text])
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
