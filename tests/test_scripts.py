@@ -68,7 +68,7 @@ def test_what_is_complete_is_kept_and_what_was_stopped_continues(calls: list[lis
     recipes.go_on("pydocs.hours", tmp_path / "new")
     recipes.go_on("pydocs.hours", tmp_path / "stopped")
     assert not [word for word in calls[0] if word.startswith("--ckpt_path")]
-    assert calls[1][-1] == f"--ckpt_path={last}"
+    assert calls[1][-1] == "--ckpt_path=last"
     recipes.go_on("pydocs.hours", tmp_path / "stopped")
     assert len(calls) == 2
 
