@@ -17,6 +17,7 @@ from lit_rerank.cli import in_one_line
 from lit_rerank.decoder import Decoder
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.generation import Generate
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.metrics import Means, parse_measure, per_query
@@ -49,7 +50,7 @@ def main() -> None:
     summary = {**systems, "queries": len(records), "seconds": seconds}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_curves(RUNS / "learning_curves.png")
-    to_tensorboard(systems)
+    to_tensorboard(str(RUNS), "quickstart", systems)
     show(systems, seconds)
 
 
@@ -149,16 +150,6 @@ def draw_curves(path: Path) -> None:
         axis.set(title=stage, xlabel="optimizer steps", ylim=(0, None))
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def to_tensorboard(systems: Mapping[str, Mapping[str, Any]]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(RUNS)) as writer:
-        for name, figures in systems.items():
-            for figure, value in figures.items():
-                if isinstance(value, float):
-                    writer.add_scalar(f"quickstart/{figure}/{name}", value)
 
 
 def show(systems: Mapping[str, Mapping[str, Any]], seconds: int) -> None:

@@ -27,6 +27,7 @@ from data_modules.trec import read_qrels, read_run, write_run
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.metrics import parse_measures, per_query
 from lit_rerank.paired import flat, paired
@@ -214,6 +215,7 @@ def summarise(lists: Path) -> None:
     trained = {name: cost(RUNS / name) for name in TRAININGS if is_logged(RUNS / name)}
     summary = {"ranking": compared, "retention": kept, "training": trained}
     (RUNS / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    to_tensorboard(str(RUNS), "results", summary)
     tables = [table(compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
     (RUNS / "summary.md").write_text("\n".join(table for table in tables if table.count("\n") > 2))
     draw_trade_off(compared, kept)

@@ -217,7 +217,7 @@ def inject(tiny_model: Path, folder: Path, *more: str) -> dict[str, Any]:
 
 
 def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = inject(tiny_model, tmp_path, "--queries", "2")
+    result = inject(tiny_model, tmp_path, "--queries", "2", "--logdir", str(tmp_path / "board"))
     assert "malformed_generate" not in result["plain"]
     assert (result["passages"], result["queries"], result["windows"]) == (60, 2, 2 * 2 * 66)
     printed = capsys.readouterr().out
@@ -233,6 +233,9 @@ def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert result["plain"] != result["sanitised"]
     assert "do not count" not in printed  # it is no question of judgements
     assert (tmp_path / "out" / "injection.png").stat().st_size > 10_000
+    written = b"".join(file.read_bytes() for file in (tmp_path / "board").iterdir())
+    assert b"injection/sanitised/rank_change" in written
+    assert b"injection/gains" in written
 
 
 def test_calibration_takes_away_what_places_are_worth(

@@ -43,7 +43,7 @@ def sweep(files: Path, model: Path, out: Path, *more: str) -> dict[str, Any]:
 
 def separately(files: Path, model: Path | str, folder: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """What rerank and mmlu say of a model."""
-    of = ["--model", str(model), *more]
+    of = ["--model", str(model), "--logdir", str(folder / "board"), *more]
     lists = ["--candidates", str(files / "lists.jsonl"), "--window", "4", "--stride", "2"]
     evaluate(["rerank", *of, *lists, "--run", str(folder / "run.txt"), "--metrics", str(folder / "ranking.json")])
     evaluate(["mmlu", *of, "--text", "shipped", "--metrics", str(folder / "kept.json"), "--limit", "12"])
@@ -55,7 +55,8 @@ def test_each_point_has_the_figures_of_that_model_alone(
     files: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scales = ["0", "0.5", "1"]
-    result = sweep(files, tiny_model, tmp_path / "out", "--limit", "12", "--scales", *scales)
+    board = ("--logdir", str(tmp_path / "board"))
+    result = sweep(files, tiny_model, tmp_path / "out", "--limit", "12", *board, "--scales", *scales)
     printed = capsys.readouterr().out
     assert [point["scale"] for point in result["points"]] == [0.0, 0.5, 1.0]
     evaluate(["merge", "--model", str(tiny_model), "--adapter", str(files / "adapter"), "--scale", "0.5",
@@ -87,6 +88,10 @@ def test_each_point_has_the_figures_of_that_model_alone(
     places = [(point["retention"]["answer_logprob"], point["ranking"]["nDCG@10"]) for point in result["points"]]
     assert [point["pareto"] for point in result["points"]] == pareto(places)
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    written = b"".join(file.read_bytes() for file in (tmp_path / "board").iterdir())
+    tags = ("rerank/nDCG@10", "mmlu/acc_cloze", "sweep/ranking/nDCG@10", "sweep/retention/bits_per_byte")
+    for tag in (*tags, "sweep/trade_off"):
+        assert tag.encode() in written
 
 
 def test_retention_is_chosen_by_name(files: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lit_rerank.comparison.windows import read_windows
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import NOT_JUDGED, say_which
 from lit_rerank.evaluation.report import keep_apart, write_figures
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval, show_interval
 
 if TYPE_CHECKING:
@@ -165,8 +166,7 @@ def _pictures(
         drawn = _draw(result, systems, behaviours)
         for name, figure in drawn.items():
             figure.savefig(beside.with_suffix(f".{name}.png"), dpi=150)
-        if logdir is not None:
-            _to_tensorboard(result, drawn, logdir)
+        to_tensorboard(logdir, "compare", _scalars(result), drawn)
         return {name: as_svg(figure, name) for name, figure in drawn.items()}
 
 
@@ -190,18 +190,16 @@ def _draw(
     return drawn
 
 
-def _to_tensorboard(result: Mapping[str, Any], drawn: "Mapping[str, Figure]", logdir: str) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(logdir) as writer:
-        for name, system in result["systems"].items():
-            for measure, figures in system["means"].items():
-                writer.add_scalar(f"compare/{measure}/{name}", figures["mean"])
-        for one in result["comparisons"]:
-            for name in ("difference", "p", "p_corrected"):
-                writer.add_scalar(f"compare/{one['measure']}/{one['system']}/{name}", one[name])
-        for name, figure in drawn.items():
-            writer.add_figure(f"compare/{name}", figure, close=False)
+def _scalars(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Means by measure and system, and what sets each apart from the baseline."""
+    figures: dict[str, Any] = {
+        measure: {name: system["means"][measure]["mean"] for name, system in result["systems"].items()}
+        for measure in result["measures"]
+    }
+    for one in result["comparisons"]:
+        named = ("difference", "p", "p_corrected")
+        figures[f"{one['measure']}/{one['system']}"] = {name: one[name] for name in named}
+    return figures
 
 
 def _print(result: Mapping[str, Any]) -> None:

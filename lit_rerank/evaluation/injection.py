@@ -15,10 +15,13 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import first_stage_lists
 from lit_rerank.evaluation.report import keep_apart, progress_bar, write_figures
 from lit_rerank.evaluation.rerank import malformed
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, summary
 from lit_rerank.intervals import show_interval, student_interval
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lit_rerank.decoder import Decoded, Decoder
 
 EMPTY = "N/A"
@@ -43,6 +46,7 @@ def measure_injection(
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    logdir: str | None = None,
 ) -> dict[str, Any]:
     """Plant 60 passages that try to be ranked first among candidates, and see how many ranks they gain.
 
@@ -68,6 +72,7 @@ def measure_injection(
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
+        logdir: a TensorBoard directory for the figures and the picture.
     """
     from lit_rerank.reading import SlidingWindow
     from lit_rerank.reranker import Reranker
@@ -106,7 +111,7 @@ def measure_injection(
         "seconds": round(time.perf_counter() - started, 2),
     }
     write_figures(result, metrics)
-    _draw(result, picture)
+    to_tensorboard(logdir, "injection", result, {"gains": _draw(result, picture)})
     print(table(result))
     print(f"\nfigures: {metrics}   picture: {picture}")
     return result
@@ -192,7 +197,7 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _draw(result: Mapping[str, Any], path: Path) -> None:
+def _draw(result: Mapping[str, Any], path: Path) -> "Figure":
     """A bar for each kind and way: ranks gained, with 95 % intervals."""
     from matplotlib.figure import Figure
 
@@ -214,3 +219,4 @@ def _draw(result: Mapping[str, Any], path: Path) -> None:
         axis.set(xlabel="ranks gained by what was added to the passage", title="Passages that try to be ranked first")
         axis.legend()
         figure.savefig(path, dpi=150)
+    return figure

@@ -9,6 +9,7 @@ from typing import Any
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import keep_apart, progress_bar, report
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.questions import SHIPPED, open_questions
 
 
@@ -29,6 +30,7 @@ def answer_mmlu(
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    logdir: str | None = None,
 ) -> dict[str, Any]:
     """Measure what a model still knows, by lm-eval: MMLU as letters and as cloze, and bits per byte of text.
 
@@ -54,6 +56,7 @@ def answer_mmlu(
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
+        logdir: a TensorBoard directory for the figures.
     """
     if paired and (adapter is None or against is not None):
         raise UserError("paired compares an adapter with its base: it needs --adapter, and no --against")
@@ -91,6 +94,7 @@ def answer_mmlu(
         }
         result["seconds"] = round(time.perf_counter() - started, 2)
         report(result, metrics)
+        to_tensorboard(logdir, "mmlu", result)
         return result
     with progress_bar("prompts", (2 * len(asked) + len(read)) * (2 if paired else 1)) as advance:
 
@@ -110,4 +114,5 @@ def answer_mmlu(
         earlier.save(Path(kept).with_suffix(".base.jsonl"))
     result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
     report(result, metrics)
+    to_tensorboard(logdir, "mmlu", result)
     return result

@@ -15,6 +15,7 @@ from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import judged_lists
 from lit_rerank.evaluation.report import keep_apart, progress_bar, report
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
@@ -52,6 +53,7 @@ def rerank_candidates(
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    logdir: str | None = None,
 ) -> dict[str, Any]:
     """Rerank first-stage candidates with a model and measure the result.
 
@@ -96,6 +98,7 @@ def rerank_candidates(
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
+        logdir: a TensorBoard directory for the figures.
     """
     from lit_rerank.metrics import parse_measures
     from lit_rerank.reading import open_reading
@@ -143,6 +146,7 @@ def rerank_candidates(
         "seconds": round(seconds, 2),
     }
     report(result, metrics)
+    to_tensorboard(logdir, "rerank", result)
     return result
 
 

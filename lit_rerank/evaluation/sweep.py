@@ -16,12 +16,15 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import judged_lists
 from lit_rerank.evaluation.report import make_way, progress_bar
 from lit_rerank.evaluation.rerank import in_first_stage_order, malformed, with_progress
+from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.paired import LOWER_IS_BETTER
 from lit_rerank.questions import SHIPPED, open_questions
 from lit_rerank.whole import written_whole
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lit_rerank.metrics import Run
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,6 +59,7 @@ def sweep_scales(
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    logdir: str | None = None,
 ) -> dict[str, Any]:
     """Measure how well a model ranks, and what it still knows, at several strengths of its adapter.
 
@@ -90,6 +94,7 @@ def sweep_scales(
         dtype: of the weights.
         load_in_4bit: NF4 quantisation of the base weights.
         trust_remote_code: run code that the model's repository brings.
+        logdir: a TensorBoard directory for the figures, a strength a step (percent), and the picture.
     """
     from lit_rerank.decoder import Decoder
     from lit_rerank.general_text import open_documents
@@ -162,7 +167,8 @@ def sweep_scales(
         with written_whole(summary) as unfinished:
             unfinished.write_text(json.dumps(result, indent=2) + "\n")
         print(table(result), flush=True)
-    draw(result, folder / "sweep.png")
+        to_tensorboard(logdir, "sweep", {"ranking": figures, "retention": kept}, step=round(100 * scale))
+    to_tensorboard(logdir, "sweep", {}, {"trade_off": draw(result, folder / "sweep.png")})
     print(f"{summary}, {folder / 'sweep.png'}")
     return result
 
@@ -214,17 +220,15 @@ def line(point: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return f"{point['scale']:6g} {retained:12.4f} {ranked:12.4f}{' *' if point['pareto'] else ''}{repaired}"
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw(result: Mapping[str, Any], path: Path) -> "Figure":
     """The trade-off: retention to the right, quality of ranking upwards, a point for each strength."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     points = sorted(result["points"], key=lambda point: point["scale"])
     places = [position(point, result) for point in points]
     unbeaten = [place for point, place in zip(points, places, strict=True) if point["pareto"]]
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
     axis.plot(*zip(*places, strict=True), "o-", color="tab:gray", label="by strength of the adapter")
     axis.plot(*zip(*unbeaten, strict=True), "o", color="tab:blue", ms=9, label="none beats it (Pareto)")
     for point, place in zip(points, places, strict=True):
@@ -236,4 +240,4 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axis.margins(0.15)
     axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
