@@ -5,7 +5,7 @@ import os
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -30,9 +30,33 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of all processes that fetch something into a folder, one at a time: the others wait, and find it there."""
     from filelock import FileLock
 
-    # Where nothing can be written, nothing is fetched.
-    with FileLock(folder / ".lit-rerank.lock") if os.access(folder, os.W_OK) else nullcontext():
+    lock = FileLock(folder / ".lit-rerank.lock")
+    try:
+        lock.acquire()
+    except OSError:  # the folder is another user's, or knows no locks
         yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """A name to write under: what is written takes the place of `path` once it is whole.
+
+    A pipe or a device is written itself.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def existing_file(path: str | Path) -> Path:

@@ -207,9 +207,8 @@ class Passes:
         while taken < len(numbers):
             chunk = self._find(numbers[taken])
             mine = range(numbers[taken] - chunk.start, min(chunk.stop, numbers.stop) - chunk.start, numbers.step)
-            chunks.append(
-                replace(chunk, table=chunk.table.take(list(mine)))
-            )  # processes that take turns keep their own
+            # Of processes that take turns each keeps its own rows alone.
+            chunks.append(replace(chunk, table=chunk.table.take(list(mine))))
             firsts.append(taken)
             taken += len(mine)
 

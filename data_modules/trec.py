@@ -1,14 +1,13 @@
 """TREC qrels and runs, read and written as trec_eval takes them."""
 
 import math
-import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float
 from pathlib import Path
 
-from data_modules.files import existing_file, read_lines
+from data_modules.files import existing_file, put_in_place, read_lines
 from data_modules.records import RankingRecord
 from lit_rerank.errors import UserError
 
@@ -85,13 +84,8 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
         if in_order(ranking) != list(ranking):
             raise ValueError(f"trec_eval would reorder query {qid!r}: its scores must fall from rank to rank")
         lines += [f"{qid} Q0 {docid} {rank} {float(score)!r} {tag}\n" for rank, (docid, score) in enumerate(ranking, 1)]
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with put_in_place(Path(path)) as place:
+        place.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _check_name(name: str) -> None:

@@ -176,13 +176,9 @@ def _parts(continuations: Iterable[Tokens]) -> Iterator[list[Tokens]]:
 def _ask(packer: Packer, context: Tokens, continuations: Sequence[Tokens]) -> Iterator[tuple[Tokens, list[int]]]:
     """Ask for continuations of a context; which answers tell about each. The longest is read as the context is."""
     longest = max(continuations, key=len)
-    start = len(context)
     trunk = packer.trunk(context + longest[:-1])
     for continuation in continuations:
-        if continuation == longest:
-            yield continuation, [packer.ask(trunk, start + i, token) for i, token in enumerate(longest)]
-        else:
-            yield continuation, [packer.ask(trunk, start, t, continuation[:i]) for i, t in enumerate(continuation)]
+        yield continuation, packer.ask_each(trunk, len(context), continuation)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from subprocess import CalledProcessError
 from typing import Any, TypeVar
 
 import torch
@@ -106,19 +107,25 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict
     """The measures of every query that has judgements.
 
     Equal scores are ordered as trec_eval orders them for all measures: what stands behind some of ir-measures' (RR@10)
-    would do otherwise.
+    would do otherwise. Queries go by numbers, for gdeval takes no other names.
+
+    Raises:
+        UserError: if gdeval refuses the judgements.
     """
     import ir_measures
 
-    qrels = {qid: dict(judged) for qid, judged in qrels.items() if qid in run}
-    scored = {
-        qid: {docid: float(len(ranking) - rank) for rank, (docid, _) in enumerate(in_order(ranking))}
-        for qid, ranking in run.items()
-        if qid in qrels
-    }
-    found: dict[str, dict[str, float]] = {qid: {} for qid in scored}
-    for metric in ir_measures.iter_calc(list(measures), qrels, scored):
-        found[metric.query_id][str(metric.measure)] = metric.value
+    qids = [qid for qid in run if qid in qrels]
+    judged, scored = {}, {}
+    for number, qid in enumerate(qids):
+        judged[str(number)] = dict(qrels[qid])
+        ranking = in_order(run[qid])
+        scored[str(number)] = {docid: float(len(ranking) - rank) for rank, (docid, _) in enumerate(ranking)}
+    found: dict[str, dict[str, float]] = {qid: {} for qid in qids}
+    try:
+        for metric in ir_measures.iter_calc(list(measures), judged, scored):
+            found[qids[int(metric.query_id)]][str(metric.measure)] = metric.value
+    except CalledProcessError as error:
+        raise UserError("gdeval, behind ERR and nDCG(dcg='exp-log2'), refuses grades above 4: choose others") from error
     return found
 
 
@@ -150,8 +157,6 @@ def parse_measure(name: str) -> Any:
         raise UserError(f"measure {name!r} lacks something, or has too much: a cutoff as in nDCG@10?") from error
     if not providers:
         raise UserError(f"measure {name!r} needs a package that ir-measures does not find here: choose another")
-    if providers[0].NAME == "gdeval":  # a program that ends with an error at any other qid
-        raise UserError(f"measure {name!r} is gdeval's, which takes no qids but numbers: choose another, as nDCG@10")
     for parameter in ("cutoff", "rel"):
         value = measure.params.get(parameter, 1)
         if isinstance(value, bool) or value < 1:  # the code behind may end the process

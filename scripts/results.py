@@ -61,14 +61,23 @@ def main() -> None:
     if not all(data_of(name).exists() for name in TRAININGS):
         write_judged(args.lists, RUNS / "data")
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
+    failed: UserError | None = None
     try:
-        for name in args.rows or ROWS:
-            row = ROWS[name]
-            if row.training is not None:
-                train(row.training, args.lists)
-            measure(name, row, args.lists, args.mmlu)
-    finally:
-        summarise(args.lists)
+        make(args.rows or ROWS, args.lists, args.mmlu)
+    except UserError as error:
+        failed = error
+    summarise(args.lists)
+    if failed is not None:
+        raise failed
+
+
+def make(rows: Iterable[str], lists: Path, mmlu: Path) -> None:
+    """Train and measure what is not there yet."""
+    for name in rows:
+        row = ROWS[name]
+        if row.training is not None:
+            train(row.training, lists)
+        measure(name, row, lists, mmlu)
 
 
 def check_measurable(lists: Path, mmlu: Path) -> None:
@@ -228,6 +237,7 @@ def compare(first_stage: str, depth: int, lists: Path) -> dict[str, Any]:
     SFT."""
     candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
     own = RUNS / "measured" / f"{first_stage}.run.txt"
+    own.parent.mkdir(parents=True, exist_ok=True)
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
     ranked = {name: RUNS / "measured" / name / f"dl21.{first_stage}.{depth}" for name in ROWS}
     runs = {name: Path(f"{path}.run.txt") for name, path in ranked.items() if Path(f"{path}.json").exists()}

@@ -278,7 +278,6 @@ def test_pictures_and_choices(files: Path) -> None:
         ([*BOTH, "--candidates", "{here}/texts.jsonl"], "none of the 1 queries of .*texts.jsonl is"),
         ([*BOTH, "--collection", "{here}/fleas"], "none of the 1 queries of .*fleas is judged"),
         ([*BOTH, "--metrics", "{here}/a.json", "--candidates", "{here}/a.json"], "would overwrite"),
-        ([*BOTH, "--measures+", "ERR@20"], "'ERR@20' "),
         ([*BOTH, '--choices=["b={here}/empty.txt"]'], r"empty\.txt holds no choices"),
     ],
 )

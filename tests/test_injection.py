@@ -228,8 +228,6 @@ def test_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert result[way]["rank_change"] == pytest.approx(mean)
         assert f"{result[way]['rank_change']:+9.3f}" in printed
         assert result[way]["rank_change"] == pytest.approx(result[way]["honest_rank"] - result[way]["attacked_rank"])
-        low, high = result[way]["interval"]
-        assert low <= result[way]["rank_change"] <= high
     assert result["plain"] != result["sanitised"]
     assert "do not count" not in printed  # it is no question of judgements
     assert (tmp_path / "out" / "injection.png").stat().st_size > 10_000

@@ -120,6 +120,11 @@ def test_the_base_comes_first_and_a_sweep_is_not_written_over(
     with pytest.raises(SystemExit, match="o holds a sweep already: name a new directory"):
         sweep(files, Path("/nowhere"), tmp_path / "o")
     assert (tmp_path / "o" / "sweep.json").read_text() == before
+    stopped = json.loads(before)
+    stopped["points"].pop()
+    (tmp_path / "o" / "sweep.json").write_text(json.dumps(stopped))
+    with pytest.raises(SystemExit, match="/nowhere"):  # it would begin anew
+        sweep(files, Path("/nowhere"), tmp_path / "o")
 
 
 def test_lists_are_read_in_rounds(files: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import reprlib
 import sys
@@ -12,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
 
-from data_modules.files import MAX_ARRAY, decoded, read_lines
+from data_modules.files import MAX_ARRAY, decoded, put_in_place, read_lines
 from data_modules.files import existing_file as existing_file
 from data_modules.records import Passage
 from lit_rerank.errors import UserError
@@ -111,14 +110,10 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
     The file is put in place only once it is whole.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as raw, _packed(raw) if path.suffix == ".gz" else nullcontext(raw) as file:
-            for row in rows:
-                file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    packed = _packed if path.suffix == ".gz" else nullcontext
+    with put_in_place(path) as place, place.open("wb") as raw, packed(raw) as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def _packed(raw: BinaryIO) -> gzip.GzipFile:

@@ -105,14 +105,14 @@ def answer_mmlu(
         if paired:
             with loaded.disable_adapter():
                 earlier = measured()
-    after.save(kept)
     result = {"questions": f"lm-eval {version('lm-eval')}" if questions == SHIPPED else questions, **after.figures()}
     if earlier is not None:
         result |= {f"base.{name}": value for name, value in earlier.figures().items()}
         result |= flat(differences(earlier, after))
-    if paired and earlier is not None:
-        earlier.save(Path(kept).with_suffix(".base.jsonl"))
     result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
     report(result, metrics)
     to_tensorboard(logdir, "mmlu", result)
+    after.save(kept)
+    if paired and earlier is not None:
+        earlier.save(Path(kept).with_suffix(".base.jsonl"))
     return result

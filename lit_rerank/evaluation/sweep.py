@@ -111,7 +111,7 @@ def sweep_scales(
         raise UserError(f"scales {list(scales)}: name one or more, each once")
     folder = Path(out)
     summary = folder / "sweep.json"
-    if summary.exists():
+    if _is_complete(summary):
         raise UserError(f"{out} holds a sweep already: name a new directory")
     make_way(str(summary))
     lists = judged_lists(candidates, first_stage, collection, qrels, depth, queries)
@@ -139,6 +139,7 @@ def sweep_scales(
     result: dict[str, Any] = {
         "measure": str(parsed[0]),
         "retention": retention,
+        "scales": list(scales),
         **lists.counts,
         "first_stage": ranking_figures(in_first_stage_order(records), records, parsed),
         "points": [],
@@ -171,6 +172,17 @@ def sweep_scales(
     to_tensorboard(logdir, "sweep", {}, {"trade_off": draw(result, folder / "sweep.png")})
     print(f"{summary}, {folder / 'sweep.png'}")
     return result
+
+
+def _is_complete(summary: Path) -> bool:
+    """Whether a sweep is there; one that was stopped is begun anew."""
+    if not summary.exists():
+        return False
+    try:
+        found = json.loads(summary.read_text())
+        return len(found["points"]) == len(found["scales"])
+    except (ValueError, KeyError, TypeError):
+        return True  # whatever it is, it stays
 
 
 def ranking_figures(run: "Run", records: Sequence[RankingRecord], measures: Sequence[Any]) -> dict[str, Any]:
