@@ -98,13 +98,13 @@ def train(name: str, lists: Path) -> None:
     """
     training, run = TRAININGS[name], RUNS / name
     if (run / "complete").exists():
-        if different(name):
-            print(f"{run} has learned from {different(name)}: it is kept (to train it anew, remove it)", flush=True)
+        if what := different(name):
+            print(f"{run} has learned from {what}: it is kept (to train it anew, remove it)", flush=True)
         return  # whatever became of those that it started from
     if training.start is not None:
         train(training.start, lists)
-    if different(name):
-        raise UserError(f"{run} was stopped, and has learned from {different(name)}: to train it anew, remove it")
+    if what := different(name):
+        raise UserError(f"{run} was stopped, and has learned from {what}: to train it anew, remove it")
     options = [*training.options, f"--data.init_args.train.init_args.path={data_of(name)}"]
     if training.recipe == "trecdl.pointing":
         options.append(f"--data.init_args.val.init_args.path={RUNS}/data/pointing.val.jsonl.gz")
