@@ -1,6 +1,5 @@
-"""What is written during a run: adapters beside checkpoints, speed, reranked windows, figures as JSON."""
+"""What is written during a run: adapters beside checkpoints, speed, reranked windows."""
 
-import json
 import os
 import shutil
 import time
@@ -10,9 +9,9 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -363,41 +362,3 @@ def reranked_text(module: RerankModule[Any], window: Window, decoded: Decoded, g
     return "\n\n".join(
         f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items()
     )
-
-
-class JsonLinesLogger(Logger):
-    """Every logged figure as one JSON object a line: `<save_dir>/metrics.jsonl`."""
-
-    def __init__(self, save_dir: str) -> None:
-        super().__init__()
-        self.path = Path(save_dir) / "metrics.jsonl"
-        self._first = True
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._first:
-            _cut_off_half_a_line(self.path)
-            self._first = False
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}}) + "\n")
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Kept by the run folder's config.yaml."""
-
-
-def _cut_off_half_a_line(path: Path) -> None:
-    """What a run that was killed while it wrote has left at the end of a file of lines."""
-    if path.is_file():
-        written = path.read_bytes()
-        whole = written.rfind(b"\n") + 1
-        if whole < len(written):
-            os.truncate(path, whole)

@@ -18,12 +18,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
-from lit_rerank.callbacks import AdapterCheckpoint, JsonLinesLogger, RerankedText, Throughput
+from lit_rerank.callbacks import AdapterCheckpoint, RerankedText, Throughput
 from lit_rerank.checkpoints import WholeCheckpointIO, refuse_damaged
 from lit_rerank.dpo import DPOModule
 from lit_rerank.dry_run import dry_run
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, report
+from lit_rerank.json_lines import JsonLinesLogger
 from lit_rerank.modules import RerankModule
 from lit_rerank.overview import RunOverview
 from lit_rerank.predictions import RunWriter

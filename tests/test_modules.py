@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from data_modules.records import Window
 from lit_rerank import DPOModule, SFTModule
 from lit_rerank.backbone import BackboneSettings, load_tokenizer, trainable_parameters
-from lit_rerank.callbacks import JsonLinesLogger
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.json_lines import JsonLinesLogger
 from lit_rerank.modules import RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
 from lit_rerank.reference import AdapterOff
