@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lit_rerank.retention import Retention
 
 ACCURACIES = ("acc", "acc_cloze")
-MEASURES = (*ACCURACIES, "answer_logprob", "bits_per_byte")
+MEASURES = (*ACCURACIES, "answer_logprob", "answer_margin", "bits_per_byte")
 LOWER_IS_BETTER = ("bits_per_byte",)
 CHOICES = 4
 ALPHA = 0.05
@@ -33,9 +33,9 @@ class HasId(Protocol):
 def above_chance(measure: str, found: "Retention") -> float:
     """The p-value of the hypothesis that a measurement is no better than chance, one-sided.
 
-    Accuracies: a binomial test against 1/4. The right answer's log-likelihood, and bits per byte: paired t-tests over
-    questions and over documents against tokens that are all equally likely; of documents that were kept without that
-    figure, against bytes (8 bits each).
+    Accuracies: a binomial test against 1/4. The others, t-tests over questions and documents: the right answer's margin
+    over the wrong ones against 0; its log-likelihood, and bits per byte, against tokens that are all equally likely; of
+    documents that were kept without that figure, against bytes (8 bits each).
     """
     from scipy.stats import binomtest, ttest_1samp
 
@@ -44,6 +44,8 @@ def above_chance(measure: str, found: "Retention") -> float:
         return float(binomtest(int(sum(right)), len(right), 1 / CHOICES, alternative="greater").pvalue)
     if measure == "answer_logprob":
         gains = [question.answer_logprob - question.chance for question in found.questions]
+    elif measure == "answer_margin":
+        gains = [question.answer_margin for question in found.questions]
     else:
         chances = [8 * d.bytes if d.chance is None else d.chance for d in found.documents]
         gains = [(chance - d.bits) / d.bytes for chance, d in zip(chances, found.documents, strict=True)]

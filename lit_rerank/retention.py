@@ -103,6 +103,12 @@ class Answered:
     def answer_logprob(self) -> float:
         return self.cloze[self.answer]
 
+    @property
+    def answer_margin(self) -> float:
+        """How much likelier the right answer is than the wrong ones are in the mean: unlike `answer_logprob`, it is the
+        same when all answers become less likely."""
+        return self.answer_logprob - fmean(self.cloze[: self.answer] + self.cloze[self.answer + 1 :])
+
 
 @dataclass(frozen=True)
 class Read:
@@ -138,7 +144,8 @@ class Retention:
 
         `acc` and `acc_cloze` (0 to 1) with standard error and the p-value of one-sided binomial tests against
         guessing (1/4), `answer_logprob` (mean over questions of the right answer's log-likelihood, nats per
-        character), `bits_per_byte` (of all documents together), and how many of each.
+        character), `answer_margin` (how much more that is than the wrong answers' mean), `bits_per_byte` (of all
+        documents together), and how many of each.
         """
         figures: dict[str, Any] = {}
         if self.questions:
@@ -147,7 +154,8 @@ class Retention:
                 figures[name] = fmean(values)
                 figures[f"{name}_stderr"] = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
                 figures[f"{name}_p_chance"] = above_chance(name, self)
-            figures["answer_logprob"] = fmean(question.answer_logprob for question in self.questions)
+            for name in ("answer_logprob", "answer_margin"):
+                figures[name] = fmean(getattr(question, name) for question in self.questions)
             figures["n"] = len(self.questions)
             figures["subjects"] = len({question.subject for question in self.questions})
         if self.documents:
@@ -157,7 +165,8 @@ class Retention:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every question and document, and at last how they were read, as JSON holds it."""
-        asked = [vars(q) | {n: getattr(q, n) for n in ("acc", "acc_cloze", "answer_logprob")} for q in self.questions]
+        told = ("acc", "acc_cloze", "answer_logprob", "answer_margin")
+        asked = [vars(question) | {name: getattr(question, name) for name in told} for question in self.questions]
         return [*asked, *map(vars, self.documents), {"truncated": self.truncated, "examples": self.examples}]
 
     def save(self, path: str | Path) -> None:

@@ -17,7 +17,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.general_text import open_documents
 from lit_rerank.loop import stops
 from lit_rerank.modules import RerankModule
-from lit_rerank.paired import Differences, beyond, check_same, paired
+from lit_rerank.paired import MEASURES, Differences, beyond, check_same, paired
 from lit_rerank.questions import HUB, SHIPPED, open_questions
 from lit_rerank.retention import Retention, measure
 from lit_rerank.sharding import is_partitioned, is_sharded
@@ -31,12 +31,14 @@ class MaxDrop:
     Attributes:
         acc, acc_cloze: share of the questions (0.05: five in a hundred).
         answer_logprob: nats per character of the right answer.
+        answer_margin: of what the right answer has over the wrong ones, nats per character.
         bits_per_byte: of the text.
     """
 
     acc: float | None = None
     acc_cloze: float | None = 0.05
     answer_logprob: float | None = 0.1
+    answer_margin: float | None = None
     bits_per_byte: float | None = 0.1
 
     def __post_init__(self) -> None:
@@ -263,4 +265,4 @@ def _validates(trainer: L.Trainer) -> bool:
     return trainer.enable_validation and not without
 
 
-_LOGGED = ("acc", "acc_cloze", "answer_logprob", "bits_per_byte", "acc_p_chance", "acc_cloze_p_chance")
+_LOGGED = (*MEASURES, "acc_p_chance", "acc_cloze_p_chance")

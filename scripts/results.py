@@ -275,13 +275,15 @@ def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
 
 
 def retained(name: str) -> dict[str, Any]:
-    """What a row still knows, and how much more of it than direct SFT's: differences question by question."""
-    figures = read(RUNS / "measured" / name / "mmlu.json")
-    details = {row: RUNS / "measured" / row / DETAILS for row in ("direct", name)}
-    if not details["direct"].exists() or name in ("base", "direct"):
-        return figures
-    direct, own = (Retention.load(path) for path in details.values())
-    return figures | {f"over_direct.{figure}": value for figure, value in flat(paired(direct, own)).items()}
+    """What a row still knows, and how much more of it than the base and than direct SFT: question by question."""
+    own = Retention.load(RUNS / "measured" / name / DETAILS)
+    figures = own.figures()
+    for over, prefix in (("base", ""), ("direct", "over_direct.")):
+        details = RUNS / "measured" / over / DETAILS
+        if details.exists() and name not in ("base", over):
+            differences = flat(paired(Retention.load(details), own))
+            figures |= {f"{prefix}{figure}": value for figure, value in differences.items()}
+    return figures
 
 
 def is_logged(run: Path) -> bool:

@@ -7,6 +7,7 @@ from scripts.rows import DEPTHS, LISTS, ROWS
 
 KEPT = {
     "answer_logprob": "answer log-likelihood",
+    "answer_margin": "its margin",
     "bits_per_byte": "bits a byte",
     "acc_cloze": "MMLU cloze",
     "acc": "MMLU letters",

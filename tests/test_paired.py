@@ -55,19 +55,31 @@ def test_differences_and_what_is_judged() -> None:
     low, high = found["acc_cloze"]["low"], found["acc_cloze"]["high"]
     assert (high - low) / 2 == pytest.approx(1.96 * np.std([-1] * 20 + [0] * 80) / 10, rel=0.1)
     assert found["answer_logprob"]["difference"] == pytest.approx(-0.3)
+    assert found["answer_margin"]["difference"] == pytest.approx(-0.4)  # 1 where right, else -1
     assert found["bits_per_byte"]["difference"] == pytest.approx((160 - 140) / 60)
     assert found["bits_per_byte"]["low"] > 0
     assert found["bits_per_byte"]["lost"]
     # The letters are all wrong: nothing can be lost.
     assert not found["acc"]["judged"]
     figures = flat(found)
-    assert figures["judged"] == figures["lost"] == ["acc_cloze", "answer_logprob", "bits_per_byte"]
+    assert figures["judged"] == figures["lost"] == ["acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"]
     assert figures["not_judged_base_at_chance"] == ["acc"]
     assert figures["difference.acc_cloze.low"] == low
     assert paired(before, after) == found
     gained = paired(after, before)
     assert gained["acc_cloze"]["difference"] > 0
     assert flat(gained)["lost"] == []
+
+
+def test_a_margin_stays_where_all_answers_become_less_likely() -> None:
+    before = retention([True] * 9 + [False], [-1.0 - i / 10 for i in range(10)])
+    after = retention([True] * 9 + [False], [q.answer_logprob - 0.4 for q in before.questions])
+    found = paired(before, after)
+    assert found["answer_logprob"]["lost"]
+    assert found["answer_margin"]["before"] == pytest.approx(0.8)
+    assert found["answer_margin"]["difference"] == pytest.approx(0)
+    gains = [1.0] * 9 + [-1.0]
+    assert above_chance("answer_margin", before) == pytest.approx(ttest_1samp(gains, 0, alternative="greater").pvalue)
 
 
 def test_a_drop_is_beyond_what_is_allowed_only_with_its_whole_interval() -> None:

@@ -194,15 +194,15 @@ def test_the_table_has_a_line_for_each_row() -> None:
     }
     change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
     kept = {
-        "base": {"answer_logprob": -1.3678, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
-        "dpo": {"answer_logprob": -1.4, "bits_per_byte": 1.0, "acc_cloze": 0.275, **change},
+        "base": {"answer_logprob": -1.3678, "answer_margin": 0.1, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
+        "dpo": {"answer_logprob": -1.4, "answer_margin": 0.2, "bits_per_byte": 1.0, "acc_cloze": 0.275, **change},
     }
     kept["base"] |= {"acc": 0.25, "acc_p_chance": 0.51}
     kept["dpo"]["acc"] = 0.26
     heading, rule, first_stage, base, dpo = tables.table(compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
-    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
-    assert dpo.endswith("| -1.4000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
+    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.1000 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
+    assert dpo.endswith("| -1.4000 | 0.2000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
 
 
 def answered(right: int, logp: float) -> Retention:
@@ -244,7 +244,8 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch:
         ]
         write_choices(windows, folder / f"dl21.{first_stage}.20.choices.jsonl.gz")
         (folder / f"dl21.{first_stage}.20.json").write_text("{}")
-    (folder / "mmlu.json").write_text(json.dumps(answered(3, 1.0).figures()))
+    answered(3, 1.0).save(folder / results.DETAILS)
+    (folder / "mmlu.json").write_text("{}")
     (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
     for suffix in ("run.txt", "choices.jsonl.gz", "json"):
         shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")

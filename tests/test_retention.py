@@ -99,6 +99,7 @@ def test_figures_are_those_of_a_plain_loop(tiny_model: Path, batch_size: int) ->
     figures = mmlu(model, tokenizer, questions, documents, batch_size=batch_size)
     right = [answer == question.answer for answer, question in zip(chosen, questions, strict=True)]
     named = [scores.index(max(scores)) == q.answer for scores, q in zip(cloze, questions, strict=True)]
+    right_answers = [scores[q.answer] for scores, q in zip(cloze, questions, strict=True)]
     bits = [-logp(model, tokenizer, "<|im_start|>", d.text) / math.log(2) for d in documents]  # the token that begins
     assert figures == {
         "acc": accuracy(chosen, questions),
@@ -107,7 +108,10 @@ def test_figures_are_those_of_a_plain_loop(tiny_model: Path, batch_size: int) ->
         "acc_cloze": sum(named) / 60,
         "acc_cloze_stderr": pytest.approx(stdev(named) / 60**0.5),
         "acc_cloze_p_chance": pytest.approx(binom.sf(sum(named) - 1, 60, 0.25)),
-        "answer_logprob": pytest.approx(fmean(s[q.answer] for s, q in zip(cloze, questions, strict=True)), abs=1e-5),
+        "answer_logprob": pytest.approx(fmean(right_answers), abs=1e-5),
+        "answer_margin": pytest.approx(
+            fmean((4 * r - sum(s)) / 3 for r, s in zip(right_answers, cloze, strict=True)), abs=1e-5
+        ),
         "n": 60,
         "subjects": 57,
         "bits_per_byte": pytest.approx(sum(bits) / sum(len(d.text.encode()) for d in documents), abs=1e-5),
@@ -422,7 +426,7 @@ def test_the_command_prints_what_it_writes_and_leaves_nothing_behind(tiny_model:
     assert done.returncode == 0, done.stderr
     written = json.loads(metrics.read_text())
     forms = [f"{form}{figure}" for form in ("acc", "acc_cloze") for figure in ("", "_stderr", "_p_chance")]
-    more = ["answer_logprob", "n", "subjects", "truncated", "fewshot", "details", "seconds"]
+    more = ["answer_logprob", "answer_margin", "n", "subjects", "truncated", "fewshot", "details", "seconds"]
     assert list(written) == ["questions", *forms, *more]
     assert written["n"] == 12
     assert len(Retention.load(written["details"]).questions) == 12
@@ -465,7 +469,7 @@ def test_the_command_compares_an_adapter_with_its_base(tiny_model: Path, tmp_pat
     base = Path(alone["details"]).rename(tmp_path / "base.jsonl")
     evaluate([*command, "--adapter", str(tmp_path / "adapter"), "--paired", "true"])
     both = json.loads(metrics.read_text())
-    measures = ["acc", "acc_cloze", "answer_logprob", "bits_per_byte"]
+    measures = ["acc", "acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"]
     for measure_ in measures:
         assert both[f"base.{measure_}"] == alone[measure_]
         difference = both[f"difference.{measure_}"]

@@ -67,7 +67,7 @@ def test_training_is_not_disturbed_and_figures_are_logged(folder: Path, tiny_mod
     found = [row for row in rows if "retention/acc_cloze" in row]
     assert [row["step"] for row in found] == [0, 1, 3]
     start, end = measured(tiny_model), measured(tiny_model, seen / "checkpoints/last/adapter")
-    for name in ("acc", "acc_cloze", "answer_logprob", "bits_per_byte"):
+    for name in ("acc", "acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"):
         assert found[0][f"retention/{name}"] == pytest.approx(start[name], abs=1e-5)
         assert found[2][f"retention/{name}"] == pytest.approx(end[name], abs=1e-5)
         change = found[2][f"retention/{name}.change"]

@@ -43,7 +43,7 @@ def sweep_scales(
     questions: str = SHIPPED,
     text: str = SHIPPED,
     limit: int | None = None,
-    retention: Literal["acc", "acc_cloze", "answer_logprob", "bits_per_byte"] = "answer_logprob",
+    retention: Literal["acc", "acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"] = "answer_logprob",
     decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
     window: int = 20,
     stride: int = 10,
