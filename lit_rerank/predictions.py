@@ -20,6 +20,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reference import identity
+from lit_rerank.scale import lora_layers
 from lit_rerank.sharding import whole_weights
 
 Ranked = list[tuple[str, float]]
@@ -120,9 +121,10 @@ class RunWriter(L.Callback):
 
 def fingerprint(module: RerankModule[Any], precision: str) -> str:
     """A hash of all that rankings depend on but the candidates: weights, prompt and windows; all processes must ask."""
+    scaling = [layer.scaling[name] for layer, name in lora_layers(module.model)]  # by alpha, r and use_rslora
     reranking = (module.reranking.how, repr(module.reranking.reading))
     backbone = (identity(module.backbone.model), module.backbone.load_in_4bit, module.backbone.dtype, precision)
-    digest = hashlib.blake2b(json.dumps([backbone, asdict(module.prompt), reranking]).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps([backbone, scaling, asdict(module.prompt), reranking]).encode(), digest_size=16)
     # Those of an adapter or a checkpoint, wherever it lay.
     for name, weight in (whole_weights(module.model) or trainable_parameters(module.model)).items():
         digest.update(name.encode())

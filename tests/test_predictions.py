@@ -118,6 +118,7 @@ def test_a_part_of_the_lists_makes_a_part_of_the_run(folder: Path, tiny_model: P
     ("change", "again"),
     [
         (["--model.init_args.backbone.adapter=other"], (0, 1, 2, 3, 4)),
+        (["--model.init_args.backbone.lora.alpha=64"], (0, 1, 2, 3, 4)),
         (["--model.init_args.prompt.max_passage_tokens=3"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.window=3", "--model.init_args.reranking.stride=2"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.rounds=2"], (0, 1, 2, 3, 4)),
