@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from data_modules.base import RankingDataModule
@@ -52,7 +53,8 @@ class RunOverview(L.Callback):
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if not trainer.sanity_checking and trainer.training and self._since is not None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and self._since is not None:
             self._since += time.perf_counter() - self._paused
 
     def on_train_end(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
