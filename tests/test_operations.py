@@ -333,8 +333,17 @@ def list_without_end() -> None:
     bytearray(2**62)
 
 
-def test_without_memory_for_the_weights(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **options: allocate())
+@pytest.mark.parametrize(
+    "place",
+    [
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "lightning.pytorch.strategies.SingleDeviceStrategy.model_to_device",
+    ],
+)
+def test_without_memory_for_the_weights(
+    folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(place, lambda *args, **options: allocate())
     expected = r"^error: out of memory: .*The weights alone are too many: --model.init_args.backbone.dtype=bfloat16"
     with pytest.raises(SystemExit, match=expected):
         fit(folder, tiny_model, "greedy")
