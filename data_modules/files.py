@@ -46,11 +46,12 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def put_in_place(path: Path) -> Iterator[Path]:
     """A name to write under: what is written takes the place of `path` once it is whole.
 
-    A pipe or a device is written itself.
+    A pipe or a device is written itself; where `path` is a link, what it leads to is replaced.
     """
     if path.exists() and not path.is_file():
         yield path
         return
+    path = path.resolve()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

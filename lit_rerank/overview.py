@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from data_modules.base import RankingDataModule
@@ -26,10 +27,15 @@ class RunOverview(L.Callback):
     The same figures become `step` in `<run>/run.json`. An error for want of memory gets a note of what to change.
     """
 
+    def __init__(self) -> None:
+        self._placed = False  # whether the weights are on their device
+
     def on_fit_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
+        self._placed = True
         warn_of_slowness(trainer, module)
 
     def on_predict_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
+        self._placed = True
         warn_of_slowness(trainer, module)
 
     def on_train_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
@@ -48,11 +54,16 @@ class RunOverview(L.Callback):
         if done == 1 + STEPS and not self._said:
             self._measured(trainer, module, STEPS)
 
+    def on_test_start(self, *args: Any) -> None:
+        self._placed = True
+
     def on_validation_start(self, *args: Any) -> None:
+        self._placed = True
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if not trainer.sanity_checking and trainer.training and self._since is not None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and self._since is not None:
             self._since += time.perf_counter() - self._paused
 
     def on_train_end(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
@@ -62,7 +73,7 @@ class RunOverview(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if out_of_memory(exception) and isinstance(module, RerankModule):
-            exception.add_note(memory_advice(trainer, module))
+            exception.add_note(memory_advice(trainer, module, self._placed))
 
     def _measured(self, trainer: L.Trainer, module: RerankModule[Any], steps: int) -> None:
         self._said = True
@@ -125,10 +136,14 @@ def describe(figures: Mapping[str, Any]) -> str:
     )
 
 
-def memory_advice(trainer: L.Trainer, module: RerankModule[Any]) -> str:
-    """The settings to change where memory has run out, with what they are now."""
+def memory_advice(trainer: L.Trainer, module: RerankModule[Any], placed: bool) -> str:
+    """The settings to change where memory has run out, with what they are now.
+
+    Args:
+        placed: whether the weights had their place on the device by then.
+    """
     data: RankingDataModule[Any] = trainer.datamodule  # type: ignore[attr-defined]
-    if not hasattr(module, "model"):
+    if not placed:
         return (
             "The weights alone are too many: --model.init_args.backbone.dtype=bfloat16, or a quarter of that with "
             "--model.init_args.backbone.load_in_4bit=true"

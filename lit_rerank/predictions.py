@@ -3,10 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
@@ -20,8 +20,10 @@ from lit_rerank.errors import UserError
 from lit_rerank.metrics import Run, gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.reference import identity
+from lit_rerank.scale import lora_layers
 from lit_rerank.sharding import whole_weights
 
+T = TypeVar("T")
 Ranked = list[tuple[str, float]]
 Asked = tuple[str, str]  # qid and key of a `Part`
 
@@ -76,20 +78,19 @@ class RunWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         written = {asked for own in gather(self.written) for asked in own}
-        if trainer.is_global_zero:
-            self._merge(cast(RankingDataModule[Any], trainer.datamodule), written)  # type: ignore[attr-defined]
-        trainer.strategy.barrier("run.txt")
+        data = cast(RankingDataModule[Any], trainer.datamodule)  # type: ignore[attr-defined]
+        of_first(trainer, lambda: self._merge(data, written))
 
     def _unranked(self, trainer: L.Trainer, module: RerankModule[Any], records: Iterable[RankingRecord]) -> list[int]:
         """The numbers of the records that no earlier run has ranked; rank 0 looks, and tells all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers: list[int] = []
-        self.made_by = fingerprint(module, str(trainer.precision))
+        made_by = fingerprint(module, str(trainer.precision))
         self.kept: dict[str, Ranked] = {}
-        if trainer.is_global_zero:
-            parts = read_parts(self.folder)
+
+        def look() -> tuple[str, list[int]]:
+            parts, numbers = read_parts(self.folder), []
             for number, record in enumerate(records):
-                run = parts.get((record.qid, key_of(record, self.made_by)))
+                run = parts.get((record.qid, key_of(record, made_by)))
                 if run is not None:
                     self.kept[record.qid] = run
                 else:
@@ -97,7 +98,9 @@ class RunWriter(L.Callback):
             if parts:
                 total = len(self.kept) + len(numbers)
                 rank_zero_info(f"{len(self.kept)} of {total} lists were ranked by an earlier run: they are kept")
-        self.made_by, numbers = trainer.strategy.broadcast((self.made_by, numbers))
+            return made_by, numbers
+
+        self.made_by, numbers = of_first(trainer, look)
         cut_unfinished_line(self.file)
         return numbers
 
@@ -118,11 +121,30 @@ class RunWriter(L.Callback):
             rank_zero_info(f"{path} holds {len(ranked)} of {len(qids)} lists; predict goes on from there")
 
 
+def of_first(trainer: L.Trainer, work: Callable[[], T]) -> T:
+    """What rank 0 alone works out, on all processes.
+
+    Raises:
+        UserError: that of rank 0, on all alike, so that none waits for it.
+    """
+    found, wrong = None, None
+    if trainer.is_global_zero:
+        try:
+            found = work()
+        except UserError as error:
+            wrong = str(error)
+    found, wrong = trainer.strategy.broadcast((found, wrong))
+    if wrong is not None:
+        raise UserError(wrong)
+    return cast(T, found)
+
+
 def fingerprint(module: RerankModule[Any], precision: str) -> str:
     """A hash of all that rankings depend on but the candidates: weights, prompt and windows; all processes must ask."""
+    scaling = [layer.scaling[name] for layer, name in lora_layers(module.model)]  # by alpha, r and use_rslora
     reranking = (module.reranking.how, repr(module.reranking.reading))
     backbone = (identity(module.backbone.model), module.backbone.load_in_4bit, module.backbone.dtype, precision)
-    digest = hashlib.blake2b(json.dumps([backbone, asdict(module.prompt), reranking]).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps([backbone, scaling, asdict(module.prompt), reranking]).encode(), digest_size=16)
     # Those of an adapter or a checkpoint, wherever it lay.
     for name, weight in (whole_weights(module.model) or trainable_parameters(module.model)).items():
         digest.update(name.encode())

@@ -27,9 +27,9 @@ class RunProgressBar(RichProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         steps = trainer.estimated_stepping_batches
+        # A resumed run's speed is that of its own steps: the bar begins at 0 of what is left.
+        self._first = trainer.global_step
         if self.progress is not None:
-            # A resumed run's speed is that of its own steps: the bar begins at 0 of what is left.
-            self._first = trainer.global_step
             self._run_id = self._add_task(steps - self._first, "Run (steps)")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

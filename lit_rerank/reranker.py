@@ -172,7 +172,7 @@ def save_prompt_settings(settings: PromptSettings, directory: str | Path) -> Non
 
 def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None = None) -> PromptSettings:
     """The settings beside a model or adapter; where there are none, `otherwise`, or the defaults."""
-    path = _settings_file(str(directory))
+    path = settings_file(str(directory))
     if path is None:
         return otherwise or PromptSettings()
     try:
@@ -185,7 +185,7 @@ def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None
     return settings
 
 
-def _settings_file(name: str) -> Path | None:
+def settings_file(name: str) -> Path | None:
     """The settings of a directory or Hugging Face id, if it has any."""
     path = Path(name) / SETTINGS_FILE
     if path.is_file() or Path(name).is_dir():

@@ -27,7 +27,7 @@ def scaled(model: "PreTrainedModel", scale: float) -> Iterator[None]:
         UserError: if the strength of the adapter is no single number (see `check_scalable`).
     """
     check_scalable(model, scale)
-    layers = _layers(model)
+    layers = lora_layers(model)
     before = [dict(layer.scaling) for layer, _ in layers]
     try:
         for layer, name in layers:
@@ -48,7 +48,7 @@ def fold_scale(model: "PreTrainedModel", scale: float) -> None:
 
     check_scalable(model, scale)
     with torch.no_grad():
-        for layer, name in _layers(model):
+        for layer, name in lora_layers(model):
             embedding = name in layer.lora_embedding_B
             for weight in [layer.lora_embedding_B[name]] if embedding else layer.lora_B[name].parameters():
                 weight.mul_(scale)
@@ -103,7 +103,7 @@ def _change_of_base(config: Any) -> str | None:
     return None
 
 
-def _layers(model: "PreTrainedModel") -> list[tuple[Any, str]]:
+def lora_layers(model: "PreTrainedModel") -> list[tuple[Any, str]]:
     """The LoRA layers with the active adapters on them."""
     from peft.tuners.lora import LoraLayer
 

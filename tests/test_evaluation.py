@@ -18,7 +18,7 @@ from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way
+from lit_rerank.evaluation.report import make_way, write_figures
 from lit_rerank.reading import Rounds
 from lit_rerank.reranker import Reranker
 
@@ -226,6 +226,24 @@ def test_no_file_is_written_over_another(tmp_path: Path, more: list[str], messag
         rerank(tmp_path, Path("/nowhere"), candidates, *(word.format(here=tmp_path) for word in more))
     assert "\n" not in str(stop.value)
     assert candidates.read_text() == before
+
+
+def test_figures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, link = tmp_path / "m.json", tmp_path / "link"
+    link.symlink_to(file)
+    write_figures({"n": 1}, str(link))
+    assert link.is_symlink()
+    write = Path.write_text
+
+    def stopped(self: Path, text: str) -> None:
+        write(self, text[:3])
+        raise OSError("power cut")
+
+    monkeypatch.setattr(Path, "write_text", stopped)
+    with pytest.raises(OSError, match="power cut"):
+        write_figures({"n": 2}, str(link))
+    assert json.loads(file.read_text()) == {"n": 1}
+    assert sorted(tmp_path.iterdir()) == [link, file]
 
 
 @contextmanager

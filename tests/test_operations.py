@@ -6,14 +6,16 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from lit_rerank.errors import out_of_memory
+from lit_rerank.overview import RunOverview
 from lit_rerank.run_record import describe, git_state, versions
 from tests.training import CONFIGS, command, figures, train_in, write_data
 
@@ -252,6 +254,40 @@ def test_dpo_and_four_bits_run_dry(folder: Path, tiny_model: Path, run: Path) ->
     assert found["parameters"] == record["step"]["parameters"] + record["step"]["trained_parameters"]  # the reference's
 
 
+class Validated(RunOverview):
+    """What it leaves out of the time that steps take."""
+
+    def on_fit_start(self, *args: Any) -> None:
+        pass
+
+    def on_train_start(self, *args: Any) -> None:
+        self._since: float | None = 0.0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
+
+    def on_train_end(self, *args: Any) -> None:
+        self.left_out = cast(float, self._since)
+
+
+def test_the_time_of_a_step_has_no_validation_in_it(tmp_path: Path) -> None:
+    overview = Validated()
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=2,
+        val_check_interval=1,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[overview],
+    )
+    trainer.fit(BoringModel())
+    assert overview.left_out > 0
+
+
 class Greedy(L.Callback):
     """Asks for more memory than there is, in training or in predict."""
 
@@ -297,8 +333,17 @@ def list_without_end() -> None:
     bytearray(2**62)
 
 
-def test_without_memory_for_the_weights(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *args, **options: allocate())
+@pytest.mark.parametrize(
+    "place",
+    [
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "lightning.pytorch.strategies.SingleDeviceStrategy.model_to_device",
+    ],
+)
+def test_without_memory_for_the_weights(
+    folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(place, lambda *args, **options: allocate())
     expected = r"^error: out of memory: .*The weights alone are too many: --model.init_args.backbone.dtype=bfloat16"
     with pytest.raises(SystemExit, match=expected):
         fit(folder, tiny_model, "greedy")

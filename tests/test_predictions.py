@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -16,7 +17,9 @@ from transformers import AutoTokenizer
 
 from data_modules.records import RankingRecord
 from data_modules.trec import read_run
+from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
+from lit_rerank.predictions import of_first
 from tests.references import save_adapter
 from tests.tiny import record
 from tests.training import command, train_in, write_candidates, write_data
@@ -118,6 +121,7 @@ def test_a_part_of_the_lists_makes_a_part_of_the_run(folder: Path, tiny_model: P
     ("change", "again"),
     [
         (["--model.init_args.backbone.adapter=other"], (0, 1, 2, 3, 4)),
+        (["--model.init_args.backbone.lora.alpha=64"], (0, 1, 2, 3, 4)),
         (["--model.init_args.prompt.max_passage_tokens=3"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.window=3", "--model.init_args.reranking.stride=2"], (0, 1, 2, 3, 4)),
         (["--model.init_args.reranking.rounds=2"], (0, 1, 2, 3, 4)),
@@ -189,6 +193,23 @@ def test_parts_that_are_none_are_named(folder: Path, tiny_model: Path) -> None:
         file.write_text(line + "\n")
         with pytest.raises(SystemExit, match=r"^error: .*00000\.jsonl:1: not a ranking that predict has kept"):
             predict(folder, tiny_model, "run")
+
+
+def test_an_error_of_the_first_process_is_one_of_all() -> None:
+    said: list[Any] = []
+
+    def fail() -> None:
+        raise UserError("a part is missing")
+
+    def told(own: Any) -> Any:
+        said.append(own)
+        return said[0]
+
+    for first in (True, False):
+        trainer = cast(L.Trainer, SimpleNamespace(is_global_zero=first, strategy=SimpleNamespace(broadcast=told)))
+        with pytest.raises(UserError, match="a part is missing"):
+            of_first(trainer, fail)
+    assert len(said) == 2
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, tiny_model: Path) -> None:

@@ -82,6 +82,26 @@ def test_a_terminal_gets_bars_with_the_time_left_of_the_whole_run(
     assert "Epoch 1/1" in shown.getvalue()
 
 
+def test_other_processes_than_the_first_show_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    bar = RunProgressBar()
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[bar],
+    )
+    bar.disable()
+    trainer.fit(BoringModel())
+    assert trainer.global_step == 2
+    assert "Run (steps)" not in shown.getvalue()
+
+
 @pytest.mark.parametrize(("every", "lines"), [(0.0, 5), (3600.0, 1)])
 def test_measuring_says_how_far_it_is(capsys: pytest.CaptureFixture[str], every: float, lines: int) -> None:
     with progress_bar("windows", 8, every) as advance:

@@ -499,6 +499,37 @@ def test_the_command_puts_examples_before_questions(tiny_model: Path, tmp_path: 
     assert len(set(found)) == 3
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--fewshot", "q.jsonl", "--details", "q.jsonl"], r"^error: details would overwrite q\.jsonl, which is read"),
+        (
+            ["--text", "x.base.jsonl.gz", "--details", "x.jsonl.gz", "--adapter", "/nowhere", "--paired", "true"],
+            r"^error: details of the base would overwrite x\.base\.jsonl\.gz, which is read",
+        ),
+    ],
+)
+def test_the_command_writes_no_file_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        evaluate(["mmlu", "--model", "/nowhere", "--metrics", "m.json", *more])
+
+
+def test_metrics_are_written_when_the_details_are(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(Retention, "save", full)
+    metrics = tmp_path / "m.json"
+    with pytest.raises(SystemExit, match="the disk is full"):
+        evaluate(["mmlu", "--model", str(tiny_model), "--metrics", str(metrics), "--limit", "2"])
+    assert not metrics.exists()
+
+
 TASK = """
 task: capitals
 dataset_path: json

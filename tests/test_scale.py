@@ -188,6 +188,14 @@ def test_the_merged_model_is_a_reranker(tiny_model: Path, tmp_path: Path) -> Non
     assert [p.score for p in ranked] == pytest.approx([p.score for p in expected], abs=1e-4)
 
 
+def test_the_prompt_of_another_programs_adapter_is_not_known(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "a")
+    (tmp_path / "a" / "lit_rerank.json").unlink()
+    merge(tiny_model, adapter, tmp_path / "whole")
+    merge(tiny_model, adapter, tmp_path / "kept", "--keep_adapter=true")
+    assert not list(tmp_path.glob("*/lit_rerank.json"))
+
+
 def test_a_directory_with_anything_in_it_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "a")
     for out, content in ((tmp_path / "full", "kept"), (tmp_path / "empty", None)):

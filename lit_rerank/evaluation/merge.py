@@ -32,7 +32,7 @@ def merge_adapter(
         trust_remote_code: run code that the model's repository brings.
     """
     from lit_rerank.backbone import load_model, load_tokenizer
-    from lit_rerank.reranker import load_prompt_settings, save_prompt_settings
+    from lit_rerank.reranker import load_prompt_settings, save_prompt_settings, settings_file
     from lit_rerank.scale import fold_scale
 
     folder = Path(out)
@@ -46,7 +46,8 @@ def merge_adapter(
     else:
         merged(loaded, scale).save_pretrained(folder)
         load_tokenizer(model, trust_remote_code).save_pretrained(folder)
-    save_prompt_settings(load_prompt_settings(adapter), folder)
+    if settings_file(adapter) is not None:  # of another program's adapter they are not known
+        save_prompt_settings(load_prompt_settings(adapter), folder)
     print(f"{folder}: the {'adapter' if keep_adapter else 'model'} at scale {scale:g}")
 
 

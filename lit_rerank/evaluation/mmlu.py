@@ -1,5 +1,6 @@
 """`evaluate.py mmlu`: what a model still knows, and what training has cost it."""
 
+import re
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -48,7 +49,8 @@ def answer_mmlu(
             other file; `shipped`: explanations on 57 subjects that lm-eval holds. With paired, by default shipped.
         paired: measure the base too (adapter off, same weights, same questions) and what has changed, with intervals.
         against: what --details of an earlier run has written: what has changed since, with intervals.
-        details: JSONL(.gz) to write each question's and document's figures to; by default beside the metrics.
+        details: JSONL(.gz) to write each question's and document's figures to; by default beside the metrics. With
+            paired, the base's are written beside them: x.base.jsonl beside x.jsonl.
         tasks: instead of these questions: lm-eval's tasks or groups by name, with its own figures (fewshot: a number,
             which tasks that fix their own do not take: n-shot tells).
         include_path: a folder with lm-eval task files of your own.
@@ -65,7 +67,10 @@ def answer_mmlu(
     if include_path and not tasks:
         raise UserError("include_path is for --tasks")
     kept = details or str(Path(metrics).parent / f"{Path(metrics).stem}.details.jsonl")
-    keep_apart({"metrics": metrics, "details": kept}, [against, questions, text])
+    of_base = re.sub(r"(\.jsonl)?(\.gz)?\Z", r".base\g<0>", kept, count=1) if paired else None
+    examples_of = fewshot if isinstance(fewshot, str) else None
+    written = {"metrics": metrics, "details": kept, "details of the base": of_base}
+    keep_apart(written, [against, questions, text, examples_of])
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
@@ -110,9 +115,9 @@ def answer_mmlu(
         result |= {f"base.{name}": value for name, value in earlier.figures().items()}
         result |= flat(differences(earlier, after))
     result |= {"fewshot": fewshot or 0, "details": kept, "seconds": round(time.perf_counter() - started, 2)}
-    report(result, metrics)
-    to_tensorboard(logdir, "mmlu", result)
     after.save(kept)
-    if paired and earlier is not None:
-        earlier.save(Path(kept).with_suffix(".base.jsonl"))
+    if of_base is not None and earlier is not None:
+        earlier.save(of_base)
+    report(result, metrics)  # last: where there are metrics, all is there
+    to_tensorboard(logdir, "mmlu", result)
     return result

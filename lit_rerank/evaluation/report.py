@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from data_modules.files import user_path
+from data_modules.files import put_in_place, user_path
 from lit_rerank.errors import UserError
 
 
@@ -47,8 +47,9 @@ def make_way(path: str) -> None:
 
 
 def write_figures(result: dict[str, Any], path: str) -> None:
-    """Write the figures as JSON."""
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    """Write the figures as JSON; a file is put in place only once it is whole."""
+    with put_in_place(Path(path)) as place:
+        place.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def report(result: dict[str, Any], path: str) -> None:
