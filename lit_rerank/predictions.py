@@ -22,6 +22,7 @@ from lit_rerank.modules import RerankModule
 from lit_rerank.reference import identity
 from lit_rerank.scale import lora_layers
 from lit_rerank.sharding import whole_weights
+from lit_rerank.whole import cut_unfinished_line
 
 T = TypeVar("T")
 Ranked = list[tuple[str, float]]
@@ -175,11 +176,3 @@ def _lines(file: Path) -> Iterator[Part]:
                 yield Part(part.qid, part.key, [(docid, score) for docid, score in part.run])
             except (TypeError, ValueError) as error:
                 raise UserError(f"{file}:{number}: not a ranking that predict has kept ({error}): delete it") from None
-
-
-def cut_unfinished_line(file: Path) -> None:
-    """Whoever wrote it was stopped within a line: the next must not go on there."""
-    if file.exists():
-        whole = file.read_bytes()
-        with file.open("r+b") as opened:
-            opened.truncate(whole.rfind(b"\n") + 1)

@@ -77,6 +77,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def cut_unfinished_line(path: Path) -> None:
+    """Of a file of lines: whoever wrote it was stopped within the last one, and the next must not go on there."""
+    if path.is_file():
+        written = path.read_bytes()
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):
+            os.truncate(path, whole)
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -49,6 +49,7 @@ MMLU = "test_20_per_subject.jsonl.gz"
 DETAILS = "mmlu.details.jsonl"
 MADE_OF = "made_of.json"
 LAST = 10  # steps, over which losses are averaged
+SMOOTHED = 20  # steps, in curves
 
 
 def main() -> None:
@@ -338,17 +339,29 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
 
 
 def draw_curves(trained: Iterable[str]) -> None:
-    """nDCG@10 of BM25's top 20 of DL 2021 while the models learn: over all that they have read, practice included."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in trained:
-        points, before = curve(RUNS / name, "val/nDCG@10"), read_before(name)
-        if points and not math.isnan(before):
-            tokens = tokens_of(RUNS / name)
-            read_until = [before + sum(count for at, count in tokens.items() if at <= step) for step, _ in points]
-            axis.plot(read_until, [value for _, value in points], "o-", label=name)
-    axis.set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
-    axis.legend()
+    """How the models learn, over all tokens that they have read, practice included: the choice loss of training over
+    that of guessing, in means of SMOOTHED steps, and nDCG@10 of BM25's top 20 of DL 2021, where it was watched."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name in (name for name in trained if not math.isnan(read_before(name))):
+        run, read_until = RUNS / name, read_after(name)
+        loss, guessing = (dict(curve(run, f"train/{figure}")) for figure in ("choice_loss", "no_skill"))
+        groups = [sorted(loss)[i : i + SMOOTHED] for i in range(0, len(loss), SMOOTHED)]
+        skill = [(group[-1], sum(loss[at] for at in group) / sum(guessing[at] for at in group)) for group in groups]
+        for axis, points in zip(axes, (skill, curve(run, "val/nDCG@10")), strict=True):
+            if points:
+                axis.plot([read_until(step) for step, _ in points], [value for _, value in points], ".-", label=name)
+    axes[0].set(xlabel="tokens read", ylabel="choice loss over that of guessing")
+    axes[1].set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
+    for axis in axes:
+        if axis.lines:
+            axis.legend()
     figure.savefig(RUNS / "learning_curves.png", dpi=120)
+
+
+def read_after(training: str) -> Callable[[int], float]:
+    """How many tokens a training's model has read after a step, practice included."""
+    before, tokens = read_before(training), tokens_of(RUNS / training)
+    return lambda step: before + sum(count for at, count in tokens.items() if at <= step)
 
 
 def read_before(training: str) -> float:
