@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lit_rerank.retention import Retention
 
 ACCURACIES = ("acc", "acc_cloze")
-MEASURES = (*ACCURACIES, "answer_logprob", "answer_margin", "bits_per_byte")
+OF_QUESTIONS = (*ACCURACIES, "answer_logprob", "answer_margin")
+MEASURES = (*OF_QUESTIONS, "bits_per_byte")
 LOWER_IS_BETTER = ("bits_per_byte",)
 CHOICES = 4
 ALPHA = 0.05

@@ -28,7 +28,7 @@ from data_modules.sources.base import parse_object, read_lines, write_rows
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import Document
 from lit_rerank.live_lm import LiveLM, Progress, undisturbed
-from lit_rerank.paired import above_chance
+from lit_rerank.paired import OF_QUESTIONS, above_chance
 from lit_rerank.questions import LETTERS, Question, check_examples, shipped_questions, spread
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ class Retention:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every question and document, and at last how they were read, as JSON holds it."""
-        told = ("acc", "acc_cloze", "answer_logprob", "answer_margin")
-        asked = [vars(question) | {name: getattr(question, name) for name in told} for question in self.questions]
+        asked = [vars(q) | {name: getattr(q, name) for name in OF_QUESTIONS} for q in self.questions]
         return [*asked, *map(vars, self.documents), {"truncated": self.truncated, "examples": self.examples}]
 
     def save(self, path: str | Path) -> None:

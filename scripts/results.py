@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -339,29 +339,33 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
 
 
 def draw_curves(trained: Iterable[str]) -> None:
-    """How the models learn, over all tokens that they have read, practice included: the choice loss of training over
-    that of guessing, in means of SMOOTHED steps, and nDCG@10 of BM25's top 20 of DL 2021, where it was watched."""
+    """How the models learn, over all tokens that they have read, practice included: the choice loss of training, and
+    nDCG@10 of BM25's top 20 of DL 2021 where it was watched."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name in (name for name in trained if not math.isnan(read_before(name))):
-        run, read_until = RUNS / name, read_after(name)
-        loss, guessing = (dict(curve(run, f"train/{figure}")) for figure in ("choice_loss", "no_skill"))
-        groups = [sorted(loss)[i : i + SMOOTHED] for i in range(0, len(loss), SMOOTHED)]
-        skill = [(group[-1], sum(loss[at] for at in group) / sum(guessing[at] for at in group)) for group in groups]
-        for axis, points in zip(axes, (skill, curve(run, "val/nDCG@10")), strict=True):
-            if points:
-                axis.plot([read_until(step) for step, _ in points], [value for _, value in points], ".-", label=name)
+    for name in trained:
+        for axis, points in zip(axes, (over_guessing(RUNS / name), curve(RUNS / name, "val/nDCG@10")), strict=True):
+            read = read_until(name, [step for step, _ in points])
+            if points and not math.isnan(read[0]):
+                axis.plot(read, [value for _, value in points], ".-", label=name)
     axes[0].set(xlabel="tokens read", ylabel="choice loss over that of guessing")
     axes[1].set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
-    for axis in axes:
-        if axis.lines:
-            axis.legend()
+    for axis in (axis for axis in axes if axis.lines):
+        axis.legend()
     figure.savefig(RUNS / "learning_curves.png", dpi=120)
 
 
-def read_after(training: str) -> Callable[[int], float]:
-    """How many tokens a training's model has read after a step, practice included."""
+def over_guessing(run: Path) -> list[tuple[int, float]]:
+    """(last step, choice loss as a share of guessing's) of each SMOOTHED steps; 1: nothing is known."""
+    loss, guessing = (dict(curve(run, f"train/{name}")) for name in ("choice_loss", "no_skill"))
+    steps = sorted(loss)
+    groups = [steps[first : first + SMOOTHED] for first in range(0, len(steps), SMOOTHED)]
+    return [(some[-1], sum(loss[step] for step in some) / sum(guessing[step] for step in some)) for some in groups]
+
+
+def read_until(training: str, steps: Sequence[int]) -> list[float]:
+    """How many tokens the model has read by the end of each of a training's steps, practice included."""
     before, tokens = read_before(training), tokens_of(RUNS / training)
-    return lambda step: before + sum(count for at, count in tokens.items() if at <= step)
+    return [before + sum(count for at, count in tokens.items() if at <= step) for step in steps]
 
 
 def read_before(training: str) -> float:

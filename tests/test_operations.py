@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from lit_rerank.errors import out_of_memory
 from lit_rerank.overview import RunOverview
 from lit_rerank.run_record import describe, git_state, versions
-from tests.training import CONFIGS, command, figures, train_in, write_data
+from tests.training import CONFIGS, bare_trainer, command, figures, train_in, write_data
 
 STEPS = ("--trainer.max_steps=6", "--data.init_args.batch_size=2", "--trainer.accumulate_grad_batches=2")
 REPLAYED = (f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--seed_everything=5")
@@ -272,19 +272,8 @@ class Validated(RunOverview):
 
 def test_the_time_of_a_step_has_no_validation_in_it(tmp_path: Path) -> None:
     overview = Validated()
-    trainer = L.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_steps=2,
-        val_check_interval=1,
-        limit_val_batches=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[overview],
-    )
-    trainer.fit(BoringModel())
+    options: dict[str, Any] = {"val_check_interval": 1, "limit_val_batches": 1, "enable_progress_bar": False}
+    bare_trainer(tmp_path, overview, max_steps=2, **options).fit(BoringModel())
     assert overview.left_out > 0
 
 

@@ -5,13 +5,12 @@ import re
 import sys
 from pathlib import Path
 
-import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_rerank.evaluation.report import progress_bar
 from lit_rerank.progress import ProgressLines, RunProgressBar, progress
-from tests.training import command, train_in, write_data
+from tests.training import bare_trainer, command, train_in, write_data
 
 LINE = re.compile(r"^epoch \d+, step \d+/\d+, \d:\d\d:\d\d elapsed, \d:\d\d:\d\d left", re.MULTILINE)
 
@@ -38,16 +37,7 @@ def test_a_log_gets_lines_and_no_bar(
 def test_lines_come_at_the_pace_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], every: float, lines: int
 ) -> None:
-    trainer = L.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_epochs=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[ProgressLines(every)],
-    )
+    trainer = bare_trainer(tmp_path, ProgressLines(every), max_epochs=1, limit_val_batches=0)
     trainer.fit(BoringModel())
     assert len(LINE.findall(capsys.readouterr().out)) == lines  # always the first step and the last
 
@@ -67,17 +57,7 @@ def test_a_terminal_gets_bars_with_the_time_left_of_the_whole_run(
     monkeypatch.setenv("COLUMNS", "160")
     bar = progress()
     assert isinstance(bar, RunProgressBar)
-    trainer = L.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_epochs=2,
-        accumulate_grad_batches=4,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[bar],
-    )
-    trainer.fit(BoringModel())
+    bare_trainer(tmp_path, bar, max_epochs=2, accumulate_grad_batches=4).fit(BoringModel())
     assert re.search(r"Run \(steps\).*32/32.*\d:\d\d:\d\d • \d:\d\d:\d\d", shown.getvalue())
     assert "Epoch 1/1" in shown.getvalue()
 
@@ -86,16 +66,7 @@ def test_other_processes_than_the_first_show_no_bar(tmp_path: Path, monkeypatch:
     shown = Terminal()
     monkeypatch.setattr(sys, "stdout", shown)
     bar = RunProgressBar()
-    trainer = L.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_steps=2,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[bar],
-    )
+    trainer = bare_trainer(tmp_path, bar, max_steps=2, limit_val_batches=0)
     bar.disable()
     trainer.fit(BoringModel())
     assert trainer.global_step == 2

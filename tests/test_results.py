@@ -320,6 +320,21 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
     ]
 
 
+def test_curves_are_means_over_all_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    for name, steps in {"pointing": 2, "direct": 50}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "complete").touch()
+        (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
+        rows = [
+            {"step": step, "train/tokens": 5.0, "train/choice_loss": 1.0 + step // 20, "train/no_skill": 2.0}
+            for step in range(steps)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert results.over_guessing(tmp_path / "direct") == [(19, 0.5), (39, 1.0), (49, 1.5)]
+    assert results.read_until("direct", [0, 19]) == [30, 220]  # practice read 20
+
+
 def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {"bm25.nDCG@10": 0.45, "answer_logprob": -1.4}
     check_results.check({"bm25.nDCG@10": 0.4599, "answer_logprob": -1.4049}, expected)

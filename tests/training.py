@@ -52,6 +52,12 @@ def command(
     return [stage, *configs, *here, *quiet, *more]
 
 
+def bare_trainer(folder: Path, callback: L.Callback, **options: Any) -> L.Trainer:
+    """Lightning's own, on the CPU, with one callback and nothing of what it adds by itself but a bar."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return L.Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[callback], **quiet, **options)
+
+
 def train_in(folder: Path, args: Sequence[str]) -> None:
     """train.py in this process, run in `folder`."""
     with contextlib.chdir(folder):
