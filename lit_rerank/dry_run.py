@@ -98,7 +98,7 @@ def _check_checkpoint(
     module.on_load_checkpoint(checkpoint)
     if stage == "fit":
         data.check_resumed(checkpoint.get(type(data).__qualname__, {}))
-        module.check_optimizer(checkpoint)
+        module.check_resumed(checkpoint)
 
 
 def _limited(batches: int, limit: int | float | None) -> int:

@@ -18,6 +18,7 @@ from lit_rerank.backbone import BackboneSettings, context_length, load_backbone,
 from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.foundation import foundation
 from lit_rerank.loop import accumulates
 from lit_rerank.metrics import Means, Run, TrecMetrics, gather
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
@@ -291,6 +292,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["optimizer"] = _plain(self.optimizer)
+        checkpoint["foundation"] = foundation(self.model, self.backbone.load_in_4bit)
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
         checkpoint["processes"] = gather(self._standing())
         if any(process["figures"] for process in checkpoint["processes"]):
@@ -313,14 +315,16 @@ class RerankModule(L.LightningModule, Generic[Example]):
                 "wrote it; start anew from its adapter (model.init_args.backbone.adapter)"
             )
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self.check_optimizer(checkpoint)
+            self.check_resumed(checkpoint)
         processes = checkpoint["processes"]
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 
-    def check_optimizer(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise a UserError where settings of the optimizer are not the checkpoint's."""
+    def check_resumed(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise a UserError where settings of the optimizer, or what is trained upon, are not the checkpoint's."""
         why = "the checkpoint's own state would win over some of that"
         refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
+        here = foundation(self.model, self.backbone.load_in_4bit)
+        refuse_changed(checkpoint.get("foundation", {}), here, "what was learned means something else there")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.

@@ -1,0 +1,57 @@
+"""An adapter in training goes on upon what it began upon, and upon nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lit_rerank.backbone import BackboneSettings, load_backbone
+from lit_rerank.foundation import foundation
+from tests.tiny import save_tiny_model
+from tests.training import command, train_in, write_data
+
+SHORT = ("--data.init_args.batch_size=1", "--trainer.max_steps=1", "--trainer.num_sanity_val_steps=0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Data, a model beside the tiny one, and a run on that: sft/."""
+    folder = write_data(tmp_path_factory.mktemp("foundation"))
+    save_tiny_model(folder / "another", seed=1)
+    train_in(folder, command("sft", "lora", "permutations", "sft", *SHORT, model=tiny_model))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "was", "here"),
+    [
+        ("lora.alpha=64", r"backbone.lora.alpha / r \[2.0\]", r"backbone.lora.alpha / r \[4.0\]"),
+        ("load_in_4bit=true", "backbone.load_in_4bit False", "backbone.load_in_4bit True"),
+        ("model={folder}/another", "backbone.model [0-9a-f]{8}", "backbone.model [0-9a-f]{8}"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry_run",)], ids=["fit", "dry_run"])
+def test_an_adapter_is_not_trained_on_upon_something_else(
+    folder: Path, tiny_model: Path, setting: str, was: str, here: str, more: tuple[str, ...]
+) -> None:
+    args = command("sft", "lora", "permutations", "upon", *SHORT, *more, model=tiny_model)
+    changed = f"--model.init_args.backbone.{setting.format(folder=folder)}"
+    said = rf"^error: the checkpoint is of a run with {was}, and this one has {here}: [^\n]*$"
+    with pytest.raises(SystemExit, match=said):
+        train_in(folder, [*args, changed, "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
+def test_dpo_does_not_go_on_beside_another_reference(folder: Path, tiny_model: Path) -> None:
+    args = command("dpo", "lora", "preferences", "beside", *SHORT, model=tiny_model)
+    start = "--model.init_args.backbone.adapter="
+    train_in(folder, [*args, f"{start}{folder}/sft/adapter"])
+    said = "^error: the checkpoint is of a run with reference adapter [0-9a-f]{8}, and this one has reference adapter"
+    with pytest.raises(SystemExit, match=said):
+        train_in(folder, [*args, f"{start}{folder}/beside/adapter", "--ckpt_path=beside/checkpoints/last.ckpt"])
+
+
+def test_a_base_model_is_the_same_elsewhere_and_in_another_dtype(tiny_model: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(tiny_model, tmp_path / "copy")
+    settings = [BackboneSettings(str(tiny_model)), BackboneSettings(str(copied), dtype="bfloat16")]
+    one, other = (foundation(load_backbone(setting), load_in_4bit=False) for setting in settings)
+    assert one == other
