@@ -141,7 +141,7 @@ def well_formed(decoded: Any, coder: WindowEncoder) -> bool:
 
 def ours(data: Path, count: int, how: str, choices: int = N) -> Work:
     """Forced-text decoding, `count` windows at a time."""
-    from lit_rerank.reranker import open_decoder
+    from lit_rerank.ways import open_decoder
 
     model, loaded = load(), held()
     decoder: Any = open_decoder(how, model, encoder("direct" if how == "direct" else "chain"), 10**6)  # type: ignore[arg-type]

@@ -15,11 +15,10 @@ from lit_rerank.backbone import is_compiled
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.ways import MAX_BATCH_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-MAX_BATCH_TOKENS = 20_000
 
 
 @dataclass(frozen=True)

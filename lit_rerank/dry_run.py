@@ -11,7 +11,7 @@ import torch
 from data_modules.base import RankingDataModule
 from data_modules.records import RankingRecord, Window
 from data_modules.stream import Stream
-from lit_rerank.callbacks import AdapterCheckpoint
+from lit_rerank.adapter_checkpoint import AdapterCheckpoint
 from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
 from lit_rerank.overview import sizes, step_size, warn_of_slowness

@@ -1,4 +1,4 @@
-"""What an adapter in training stands on, as its checkpoints tell it: on anything else, its weights mean something else."""
+"""What an adapter in training stands on, as its checkpoints tell it: its weights mean nothing on anything else."""
 
 import hashlib
 from collections.abc import Iterable

@@ -20,17 +20,20 @@ from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.foundation import foundation
 from lit_rerank.loop import accumulates
-from lit_rerank.metrics import Means, Run, TrecMetrics, gather
+from lit_rerank.means import Means, gather
+from lit_rerank.measures import Run
+from lit_rerank.metrics import TrecMetrics
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
+from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
-from lit_rerank.reranker import load_prompt_settings, open_decoder
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_sharded, shard, whole
+from lit_rerank.ways import open_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from data_modules.base import RankingDataModule
 from lit_rerank.backbone import trainable_parameters
 from lit_rerank.errors import out_of_memory
-from lit_rerank.metrics import gather
+from lit_rerank.means import gather
 from lit_rerank.modules import RerankModule
 from lit_rerank.processor import slow_bfloat16
 from lit_rerank.run_record import add_to_record

@@ -12,7 +12,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.intervals import bootstrap_interval
 
 if TYPE_CHECKING:
-    from lit_rerank.retention import Retention
+    from lit_rerank.measurement import Retention
 
 ACCURACIES = ("acc", "acc_cloze")
 OF_QUESTIONS = (*ACCURACIES, "answer_logprob", "answer_margin")

@@ -17,7 +17,8 @@ from data_modules.records import RankingRecord
 from data_modules.trec import write_run
 from lit_rerank.backbone import trainable_parameters
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import Run, gather
+from lit_rerank.means import gather
+from lit_rerank.measures import Run
 from lit_rerank.modules import RerankModule
 from lit_rerank.reference import identity
 from lit_rerank.scale import lora_layers

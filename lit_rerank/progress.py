@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
-from lit_rerank.evaluation.report import clock
+from lit_rerank.evaluation.progress_bar import clock
 
 
 def progress(every: float = 30.0) -> ProgressBar:

@@ -1,76 +1,19 @@
 """The Python API: a model, and how it reads lists."""
 
-import json
-import reprlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from data_modules.records import Passage, RankingRecord
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
 from lit_rerank.chain import FORMATS
 from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
-from lit_rerank.decoder import MAX_BATCH_TOKENS, Decoder
-from lit_rerank.decoding import First, Stepwise
-from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.decoder import Decoder
+from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.generation import Generate
-from lit_rerank.likelihood import QueryLikelihood
+from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Reading, Rounds, SlidingWindow
-from lit_rerank.scoring import check_packable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-How = Literal["chain", "direct", "first", "likelihood", "generate"]
-SETTINGS_FILE = "lit_rerank.json"
-_FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's default
-    str: lambda value: value in FORMATS if isinstance(value, str) else False,
-    bool: lambda value: isinstance(value, bool),
-    type(None): lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool)),
-}
-
-
-def open_decoder(
-    how: How | None, model: "PreTrainedModel", encoder: WindowEncoder, max_batch_tokens: int = MAX_BATCH_TOKENS
-) -> Decoder:
-    """The decoder called `how`; None: `chain` or `direct`, as the encoder's format is.
-
-    Raises:
-        UserError: if there is none, or the model or format does not go with it.
-    """
-    decoder = _decoder_class(how, encoder.format.name)
-    if decoder is not Generate:
-        check_packable(model)
-    return decoder(model, encoder, max_batch_tokens)
-
-
-def fit(how: How | None, reading: Reading) -> How | None:
-    """The way to decode that goes with how lists are read.
-
-    Raises:
-        UserError: if `how` does not.
-    """
-    if not isinstance(reading, Rounds):
-        return how
-    if how not in (None, "first"):
-        raise UserError(f"rounds go by the scores of first choices, which decode {how} does not give: leave it out")
-    return "first"
-
-
-def _decoder_class(how: How | None, form: str) -> type[Decoder]:
-    decoders: dict[str, type[Decoder]] = {
-        form: Stepwise,
-        "first": First,
-        "likelihood": QueryLikelihood,
-        "generate": Generate,
-    }
-    if how in ("chain", "direct") and how != form:
-        raise UserError(f"decode {how} writes the format {how}, and the prompt asks for {form}: leave one of them out")
-    if (how or form) not in decoders:
-        raise UserError(f"there is no way to decode {how!r}; choose one of: {', '.join(get_args(How))}")
-    return decoders[how or form]
+from lit_rerank.ways import MAX_BATCH_TOKENS, How, decoder_class, fit, open_decoder
 
 
 class Reranker:
@@ -127,7 +70,7 @@ class Reranker:
             max_length=None,
             **{name: value for name, value in asked.items() if value is not None},
         )
-        _decoder_class(decode, settings.format)
+        decoder_class(decode, settings.format)
         check_aggregate(aggregate)
         if self_consistency < 1 or max_batch_tokens < 1:
             raise UserError(
@@ -163,36 +106,3 @@ class Reranker:
         )
         (ranking,) = self.reading.rerank([RankingRecord("query", query, candidates)], self.decoder)
         return ranking.passages
-
-
-def save_prompt_settings(settings: PromptSettings, directory: str | Path) -> None:
-    """Write how prompts were made beside the weights that were trained on them."""
-    (Path(directory) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
-
-
-def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None = None) -> PromptSettings:
-    """The settings beside a model or adapter; where there are none, `otherwise`, or the defaults."""
-    path = settings_file(str(directory))
-    if path is None:
-        return otherwise or PromptSettings()
-    try:
-        settings = PromptSettings(**json.loads(path.read_text("utf-8")))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not prompt settings: {' '.join(str(error).split())}") from error
-    for name, value in asdict(settings).items():
-        if not _FITS[type(getattr(PromptSettings, name))](value):
-            raise UserError(f"{path}: not prompt settings: {name} is {reprlib.repr(value)}")
-    return settings
-
-
-def settings_file(name: str) -> Path | None:
-    """The settings of a directory or Hugging Face id, if it has any."""
-    path = Path(name) / SETTINGS_FILE
-    if path.is_file() or Path(name).is_dir():
-        return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, SETTINGS_FILE))
-    except (OSError, ValueError):  # no such file, id or network; whatever else is wrong shows when weights are loaded
-        return None

@@ -12,14 +12,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from data_modules.base import RankingDataModule
 from lit_rerank.backbone import trainable_parameters
-from lit_rerank.callbacks import export
 from lit_rerank.errors import UserError
+from lit_rerank.export import export
 from lit_rerank.general_text import open_documents
 from lit_rerank.loop import stops
+from lit_rerank.measurement import Retention
 from lit_rerank.modules import RerankModule
 from lit_rerank.paired import MEASURES, Differences, beyond, check_same, paired
 from lit_rerank.questions import HUB, SHIPPED, open_questions
-from lit_rerank.retention import Retention, measure
+from lit_rerank.retention import measure
 from lit_rerank.sharding import is_partitioned, is_sharded
 from lit_rerank.whole import damage, written_whole
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from lit_rerank.decoder import MAX_BATCH_TOKENS
 from lit_rerank.errors import UserError
 from lit_rerank.reading import Reading, open_reading
-from lit_rerank.reranker import How, fit
+from lit_rerank.ways import MAX_BATCH_TOKENS, How, fit
 
 
 @dataclass

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from data_modules.base import RankingDataModule
 from data_modules.permutation import PermutationDataModule
 from data_modules.preference import PreferenceDataModule
-from lit_rerank.callbacks import AdapterCheckpoint, RerankedText, Throughput
+from lit_rerank.adapter_checkpoint import AdapterCheckpoint
 from lit_rerank.checkpoints import WholeCheckpointIO, refuse_damaged
 from lit_rerank.dpo import DPOModule
 from lit_rerank.dry_run import dry_run
@@ -29,9 +29,11 @@ from lit_rerank.modules import RerankModule
 from lit_rerank.overview import RunOverview
 from lit_rerank.predictions import RunWriter
 from lit_rerank.progress import progress
+from lit_rerank.reranked_text import RerankedText
 from lit_rerank.run_record import is_of_training, run_record, write_record
 from lit_rerank.sft import SFTModule
 from lit_rerank.sigterm import StopOnSigterm
+from lit_rerank.throughput import Throughput
 
 _load_yaml = get_loader("yaml")
 

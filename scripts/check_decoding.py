@@ -20,7 +20,8 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.decoding import Stepwise
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, progress_bar, report
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import make_way, report
 
 MODEL = "models/smollm2-135m-instruct"
 TOLERANCE = 1e-4
@@ -130,7 +131,7 @@ def real_windows(data: Path, count: int, sizes: Sequence[int]) -> list[Window]:
 
 def main() -> None:
     from lit_rerank.backbone import context_length, load_for_inference, load_tokenizer
-    from lit_rerank.reranker import load_prompt_settings
+    from lit_rerank.prompt_settings import load_prompt_settings
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")

@@ -16,8 +16,10 @@ from data_modules.trec import read_qrels
 from lit_rerank.cli import in_one_line
 from lit_rerank.decoder import Decoded, Decoder
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, progress_bar, report
-from lit_rerank.reranker import How, Reranker
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import make_way, report
+from lit_rerank.reranker import Reranker
+from lit_rerank.ways import How
 from scripts.recipes import dtype
 
 RELEVANT = 2  # grades from here on, against 0

@@ -20,9 +20,11 @@ from lit_rerank.evaluation.rerank import in_first_stage_order, with_progress
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.generation import Generate
 from lit_rerank.intervals import bootstrap_interval
-from lit_rerank.metrics import Means, parse_measure, per_query
+from lit_rerank.means import Means
+from lit_rerank.measures import parse_measure, per_query
+from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import SlidingWindow
-from lit_rerank.reranker import Reranker, load_prompt_settings
+from lit_rerank.reranker import Reranker
 from scripts.recipes import curve, dtype, pays_to_compile, start_anew, train
 
 MODEL = "models/smollm2-135m-instruct"

@@ -29,9 +29,9 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
-from lit_rerank.metrics import parse_measures, per_query
+from lit_rerank.measurement import Retention
+from lit_rerank.measures import parse_measures, per_query
 from lit_rerank.paired import flat, paired
-from lit_rerank.retention import Retention
 from scripts.recipes import curve, dtype, go_on, pays_to_compile
 from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS, Row
 from scripts.tables import differences, kept_over_direct, table, trainings

@@ -24,7 +24,7 @@ from lit_rerank.backbone import load_for_inference, load_tokenizer
 from lit_rerank.chat import ChatTokenizer
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import progress_bar
+from lit_rerank.evaluation.progress_bar import progress_bar
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
 from scripts.recipes import dtype

@@ -11,7 +11,7 @@ from pathlib import Path
 from data_modules.sources import SearchedSource
 from lit_rerank.cli import in_one_line
 from lit_rerank.evaluation.rerank import in_first_stage_order
-from lit_rerank.metrics import means, parse_measure, per_query
+from lit_rerank.measures import means, parse_measure, per_query
 from scripts.recipes import curve, go_on, windows_seen
 
 RUNS = Path("runs/train-pydocs")

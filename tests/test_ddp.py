@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from data_modules.prepare import prepare
 from data_modules.sources.own import write_jsonl
 from data_modules.trec import read_run
-from lit_rerank import callbacks
-from lit_rerank.metrics import Means, TrecMetrics, gather, means, per_query
+from lit_rerank import adapter_checkpoint
+from lit_rerank.means import Means, gather
+from lit_rerank.measures import means, per_query
+from lit_rerank.metrics import TrecMetrics
 from lit_rerank.modules import RerankModule
 from tests.test_metrics import queries
 from tests.tiny import record
@@ -128,13 +130,13 @@ def measured(rank: int) -> list[dict[str, float]]:
 def exports() -> list[str]:
     """The folders that this process writes an adapter to from now on."""
     folders: list[str] = []
-    export = callbacks.export
+    export = adapter_checkpoint.export
 
     def spied(module: RerankModule[Any], folder: Path, *weights: Any) -> Path:
         folders.append(f"{folder.parent.parent.name}/{folder.name}")
         return export(module, folder, *weights)
 
-    callbacks.export = spied
+    adapter_checkpoint.export = spied
     return folders
 
 

@@ -11,7 +11,7 @@ from lit_rerank.decoding import First, Stepwise
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.generation import Generate
-from lit_rerank.reranker import open_decoder
+from lit_rerank.ways import open_decoder
 from tests.tiny import record
 
 

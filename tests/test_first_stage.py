@@ -10,7 +10,7 @@ from data_modules.collection import Collection, Document
 from data_modules.first_stage import Bm25, open_first_stage
 from data_modules.trec import write_run
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import means, parse_measure, per_query
+from lit_rerank.measures import means, parse_measure, per_query
 
 # As words: fleas are stemmed to flea, "the" and "of" are stop words, the title counts.
 TEXTS = {

@@ -17,7 +17,8 @@ from lit_rerank.decoder import Decoded, Prompt
 from lit_rerank.decoding import First
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, place, planted, summary
-from lit_rerank.reranker import Reranker, load_prompt_settings, save_prompt_settings
+from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings
+from lit_rerank.reranker import Reranker
 from lit_rerank.sanitise import sanitise
 from lit_rerank.sft import SFTModule
 from tests.tiny import record, tiny_tokenizer

@@ -23,7 +23,8 @@ from data_modules.trec import in_order, write_run
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.index import index_collection
-from lit_rerank.metrics import TrecMetrics, means, parse_measure, per_query
+from lit_rerank.measures import means, parse_measure, per_query
+from lit_rerank.metrics import TrecMetrics
 from tests.sources.lines import write_lines
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lit_rerank.errors import UserError
-from lit_rerank.metrics import Means, TrecMetrics, gather, means, parse_measure, parse_measures, per_query
+from lit_rerank.means import Means, gather
+from lit_rerank.measures import means, parse_measure, parse_measures, per_query
+from lit_rerank.metrics import TrecMetrics
 
 MEASURES = ("nDCG@10", "nDCG@3", "RR@10", "AP(rel=2)", "P@5", "R@10")
 

@@ -13,8 +13,9 @@ import pytest
 from lit_rerank.backbone import load_model, load_tokenizer
 from lit_rerank.cli import evaluate
 from lit_rerank.errors import UserError
+from lit_rerank.lm_eval_tasks import lm_eval_tasks
+from lit_rerank.measurement import Retention
 from lit_rerank.questions import shipped_questions, spread
-from lit_rerank.retention import Retention, lm_eval_tasks
 from tests.asked import adapted, by_hand, logp
 
 ROOT = Path(__file__).resolve().parent.parent

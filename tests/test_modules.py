@@ -23,8 +23,8 @@ from lit_rerank.errors import UserError
 from lit_rerank.json_lines import JsonLinesLogger
 from lit_rerank.modules import RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
+from lit_rerank.prompt_settings import save_prompt_settings
 from lit_rerank.reference import AdapterOff
-from lit_rerank.reranker import save_prompt_settings
 from lit_rerank.settings import OptimizerSettings
 from lit_rerank.targets import PreferenceTargets
 from tests.encoders import parts

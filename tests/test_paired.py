@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from lit_rerank.errors import UserError
+from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.paired import above_chance, beyond, flat, paired
-from lit_rerank.retention import Answered, Read, Retention
 
 UNIFORM = -5.5
 

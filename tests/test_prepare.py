@@ -132,6 +132,17 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
     assert 'skipped 3 lines: "qid" must be a string (the first: ' in capsys.readouterr().out
 
 
+def test_a_layout_is_told_by_the_first_line_that_is_whole(source: Path, tmp_path: Path) -> None:
+    source.write_text('{"qid": "q0", "que\n' + source.read_text())
+    with pytest.raises(SystemExit, match=rf"^error: {source}:1: not valid JSON: [^\n]*$"):
+        command(str(source), f"--output={tmp_path / 'shards'}")
+    command(str(source), f"--output={tmp_path / 'shards'}", "--on_error=skip")
+    manifest = ShardsSource(tmp_path / "shards").manifest
+    assert manifest is not None
+    assert manifest.records == 10
+    assert [left.lines for left in manifest.skipped] == [1]
+
+
 def test_a_command_that_is_ended_leaves_no_half_of_a_folder(tmp_path: Path) -> None:
     words = f"{{class_path: PointingSource, init_args: {{collection: pydocs, windows: {10**9}}}}}"
     whole = [sys.executable, "-m", "data_modules.prepare", words, "--output=shards", "--shard_records=1"]

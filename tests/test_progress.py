@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lit_rerank.evaluation.report import progress_bar
+from lit_rerank.evaluation.progress_bar import progress_bar
 from lit_rerank.progress import ProgressLines, RunProgressBar, progress
 from tests.training import bare_trainer, command, train_in, write_data
 

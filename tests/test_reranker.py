@@ -8,8 +8,9 @@ import pytest
 from data_modules.records import Passage
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
+from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings
 from lit_rerank.reading import SlidingWindow
-from lit_rerank.reranker import Reranker, load_prompt_settings, save_prompt_settings
+from lit_rerank.reranker import Reranker
 from tests.tiny import record
 
 

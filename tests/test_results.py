@@ -22,8 +22,8 @@ from lit_rerank import Reranker
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
-from lit_rerank.reranker import save_prompt_settings
-from lit_rerank.retention import Answered, Read, Retention
+from lit_rerank.measurement import Answered, Read, Retention
+from lit_rerank.prompt_settings import save_prompt_settings
 from scripts import check_results, results, ship_adapter, tables, trecdl_data
 from tests.references import save_adapter
 

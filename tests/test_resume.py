@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_modules.preference import PreferenceDataModule
-from lit_rerank.callbacks import AdapterCheckpoint, _keep_previous
+from lit_rerank.adapter_checkpoint import AdapterCheckpoint, _keep_previous
 from lit_rerank.json_lines import JsonLinesLogger
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.whole import damage

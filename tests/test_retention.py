@@ -23,9 +23,10 @@ from lit_rerank.backbone import BackboneSettings, load_backbone, load_model, loa
 from lit_rerank.errors import UserError
 from lit_rerank.general_text import Document, shipped_documents
 from lit_rerank.live_lm import LiveLM
+from lit_rerank.measurement import Read, Retention
 from lit_rerank.paired import paired
 from lit_rerank.questions import Question, QuestionsSource, shipped_questions, spread
-from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, Read, Retention, measure, mmlu_smoke
+from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, measure, mmlu_smoke
 from tests.asked import adapted, by_hand, letter_prompt, logp
 from tests.references import randomise
 

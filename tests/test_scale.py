@@ -17,7 +17,7 @@ from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.merge import merged
-from lit_rerank.reranker import load_prompt_settings, save_prompt_settings
+from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings
 from lit_rerank.scale import check_base_is_kept, fold_scale, scaled
 
 IDS = torch.arange(4, 44).reshape(1, 40)

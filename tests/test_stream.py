@@ -150,7 +150,7 @@ def test_without_a_manifest_passes_follow_each_other_without_end(
             json.dumps({"qid": f"q{i}", "query": "x", "passages": [{"docid": "a", "text": "b"}]}) for i in range(5)
         ]
         (tmp_path / "a.jsonl").write_text("\n\n".join(lines[:2]) + "\n")
-        (tmp_path / "b.jsonl").write_text("\n".join(lines[2:]))
+        (tmp_path / "b.jsonl").write_text("\n".join(lines[2:]), encoding="utf-8-sig")  # as on Windows
     else:
         for file in folders[5, 4].glob("*.parquet"):
             (tmp_path / file.name).write_bytes(file.read_bytes())

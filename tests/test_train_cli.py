@@ -21,8 +21,8 @@ from data_modules.records import Window
 from data_modules.sources import CandidatesSource
 from data_modules.trec import read_run
 from lit_rerank import Reranker, SFTModule
+from lit_rerank.adapter_checkpoint import AdapterCheckpoint
 from lit_rerank.backbone import BackboneSettings, load_tokenizer
-from lit_rerank.callbacks import AdapterCheckpoint
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.metrics import TrecMetrics

@@ -18,9 +18,9 @@ def open_source(path: str | Path, on_error: OnError = "raise") -> Source[Any]:
     """The source of training data in a file; what is none of the others' is taken for candidates.
 
     Raises:
-        UserError: where the first row is of none of them.
+        UserError: where the first row is of none of them. With `on_error` 'skip', it is the first that can be read.
     """
-    _, row = _first_row(path)
+    _, row = _first_row(path, on_error)
     if row is None:
         row = next((item for item in read_array(existing_file(path)) if isinstance(item, dict)), None)
     for name, layout in (("chosen", PairsSource), ("messages", MessagesSource), ("conversations", ConversationsSource)):
@@ -33,9 +33,9 @@ def open_candidates(path: str | Path, on_error: OnError = "raise") -> Source[Ran
     """The source for the project's own records, candidates, or RankLLM's requests: whichever `path` holds.
 
     Raises:
-        UserError: where the first row is none of them.
+        UserError: as open_source.
     """
-    place, row = _first_row(path)
+    place, row = _first_row(path, on_error)
     if row is None:
         return RankLLMSource(path, on_error=on_error)
     if "passages" in row:
@@ -49,10 +49,12 @@ def open_candidates(path: str | Path, on_error: OnError = "raise") -> Source[Ran
     )
 
 
-def _first_row(path: str | Path) -> tuple[str, Row | None]:
+def _first_row(path: str | Path, on_error: OnError) -> tuple[str, Row | None]:
     """Place and content of the first line that is not blank: nothing of an empty file, None of a JSON array."""
-    place, line = next(read_lines(existing_file(path)), ("", b"{}"))
-    try:
-        return place, None if line.lstrip().startswith(b"[") else parse_object(line)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+    for place, line in read_lines(existing_file(path)):
+        try:
+            return place, None if line.lstrip().startswith(b"[") else parse_object(line)
+        except UserError as error:
+            if on_error == "raise":
+                raise UserError(f"{place}: {error}") from None
+    return "", {}

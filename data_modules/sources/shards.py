@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -114,7 +115,7 @@ class ShardsSource(Source[Any]):
             if self.files[shard].endswith(".parquet"):
                 _record(_unpacked(row))  # columns tell nothing of what may be missing
                 return row
-            return rows.to_row(_record(parse_object(row["text"].encode())))
+            return rows.to_row(_record(parse_object(row["text"].encode().removeprefix(BOM_UTF8))))
         except UserError as error:
             raise UserError(f"{self.files[shard]}: record {number + 1}: {error}") from None
 

@@ -40,7 +40,7 @@ def read_system(name: str, path: str, qrels: Judgements, measures: Sequence[Any]
     Raises:
         UserError: where it is broken, or none of its queries is judged.
     """
-    from lit_rerank.metrics import per_query
+    from lit_rerank.measures import per_query
 
     run = read_run(path)
     unjudged = tuple(qid for qid in run if qid not in qrels)

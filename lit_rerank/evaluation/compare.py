@@ -69,7 +69,7 @@ def compare_runs(
             input positions does it pick from?
         logdir: a TensorBoard directory for the means and the pictures.
     """
-    from lit_rerank.metrics import parse_measures
+    from lit_rerank.measures import parse_measures
 
     files = named_files(runs)
     if len(files) < 2:

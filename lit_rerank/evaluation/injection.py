@@ -13,11 +13,13 @@ from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import first_stage_lists
-from lit_rerank.evaluation.report import keep_apart, progress_bar, write_figures
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import keep_apart, write_figures
 from lit_rerank.evaluation.rerank import malformed
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, summary
 from lit_rerank.intervals import show_interval, student_interval
+from lit_rerank.ways import MAX_BATCH_TOKENS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +44,7 @@ def measure_injection(
     calibrate: bool = False,
     max_passage_tokens: int | None = None,
     repeat_identifier: bool | None = None,
-    max_batch_tokens: int = 20_000,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     dtype: DType = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,

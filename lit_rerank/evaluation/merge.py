@@ -32,7 +32,7 @@ def merge_adapter(
         trust_remote_code: run code that the model's repository brings.
     """
     from lit_rerank.backbone import load_model, load_tokenizer
-    from lit_rerank.reranker import load_prompt_settings, save_prompt_settings, settings_file
+    from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings, settings_file
     from lit_rerank.scale import fold_scale
 
     folder = Path(out)

@@ -9,7 +9,8 @@ from typing import Any
 
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import keep_apart, progress_bar, report
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import keep_apart, report
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.questions import SHIPPED, open_questions
 
@@ -74,9 +75,11 @@ def answer_mmlu(
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer
     from lit_rerank.general_text import open_documents
+    from lit_rerank.lm_eval_tasks import lm_eval_tasks
+    from lit_rerank.measurement import Retention
     from lit_rerank.paired import check_same, flat
     from lit_rerank.paired import paired as differences
-    from lit_rerank.retention import Retention, lm_eval_tasks, measure
+    from lit_rerank.retention import measure
     from lit_rerank.scale import check_base_is_kept
 
     earlier = None if against is None else Retention.load(against)

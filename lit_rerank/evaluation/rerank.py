@@ -14,8 +14,10 @@ from data_modules.trec import write_run
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import judged_lists
-from lit_rerank.evaluation.report import keep_apart, progress_bar, report
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import keep_apart, report
 from lit_rerank.evaluation.tensorboard import to_tensorboard
+from lit_rerank.ways import MAX_BATCH_TOKENS, How
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
@@ -32,7 +34,7 @@ def rerank_candidates(
     collection: str | None = None,
     adapter: str | None = None,
     qrels: str | None = None,
-    decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
+    decode: How | None = None,
     format: Literal["chain", "direct"] | None = None,
     window: int = 20,
     stride: int = 10,
@@ -47,7 +49,7 @@ def rerank_candidates(
     choices: str | None = None,
     first_stage_run: str | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
-    max_batch_tokens: int = 20_000,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     self_consistency: int = 1,
     aggregate: Literal["kemeny", "borda"] = "kemeny",
     dtype: DType = "auto",
@@ -100,7 +102,7 @@ def rerank_candidates(
         trust_remote_code: run code that the model's repository brings.
         logdir: a TensorBoard directory for the figures.
     """
-    from lit_rerank.metrics import parse_measures
+    from lit_rerank.measures import parse_measures
     from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
 
@@ -191,7 +193,7 @@ def _measured(
     rankings: "Sequence[Ranking]", records: Sequence[RankingRecord], measures: Sequence[Any]
 ) -> dict[str, float]:
     """Means over the judged queries of the reranked lists and of the first stage's own order."""
-    from lit_rerank.metrics import means, per_query
+    from lit_rerank.measures import means, per_query
 
     judged = {record.qid: record.qrels for record in records if record.qrels}
     if not judged:

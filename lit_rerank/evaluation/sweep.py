@@ -14,18 +14,20 @@ from data_modules.trec import write_run
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.lists import judged_lists
-from lit_rerank.evaluation.report import make_way, progress_bar
+from lit_rerank.evaluation.progress_bar import progress_bar
+from lit_rerank.evaluation.report import make_way
 from lit_rerank.evaluation.rerank import in_first_stage_order, malformed, with_progress
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.paired import LOWER_IS_BETTER
 from lit_rerank.questions import SHIPPED, open_questions
+from lit_rerank.ways import MAX_BATCH_TOKENS, How
 from lit_rerank.whole import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lit_rerank.metrics import Run
+    from lit_rerank.measures import Run
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 Point = tuple[float, float]
@@ -44,7 +46,7 @@ def sweep_scales(
     text: str = SHIPPED,
     limit: int | None = None,
     retention: Literal["acc", "acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"] = "answer_logprob",
-    decode: Literal["chain", "direct", "first", "likelihood", "generate"] | None = None,
+    decode: How | None = None,
     window: int = 20,
     stride: int = 10,
     depth: int = 100,
@@ -54,7 +56,7 @@ def sweep_scales(
     queries: int | None = None,
     shuffle: int | None = None,
     measures: Sequence[str] = ("nDCG@10", "RR@10"),
-    max_batch_tokens: int = 20_000,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     batch_size: int = 4,
     dtype: DType = "auto",
     load_in_4bit: bool = False,
@@ -98,11 +100,12 @@ def sweep_scales(
     """
     from lit_rerank.decoder import Decoder
     from lit_rerank.general_text import open_documents
-    from lit_rerank.metrics import parse_measures
+    from lit_rerank.measurement import Retention
+    from lit_rerank.measures import parse_measures
     from lit_rerank.paired import flat, paired
     from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
-    from lit_rerank.retention import Retention, measure
+    from lit_rerank.retention import measure
     from lit_rerank.scale import check_scalable, scaled
 
     parsed = parse_measures(measures)
@@ -187,7 +190,7 @@ def _is_complete(summary: Path) -> bool:
 
 def ranking_figures(run: "Run", records: Sequence[RankingRecord], measures: Sequence[Any]) -> dict[str, Any]:
     """Means over the judged queries, and the 95 % interval of the first measure's."""
-    from lit_rerank.metrics import means, per_query
+    from lit_rerank.measures import means, per_query
 
     scores = per_query(run, {record.qid: record.qrels for record in records if record.qrels}, measures)
     first = str(measures[0])

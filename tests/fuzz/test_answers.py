@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from lit_rerank.chain import FORMATS, MAX_IDENTIFIER
 from lit_rerank.encoding import PromptSettings, WindowEncoder
+from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reference import Precomputed
-from lit_rerank.reranker import load_prompt_settings
 from lit_rerank.sanitise import sanitise
 from tests.fuzz.inputs import FUZZED, dumped, fuzz, mangled, mutated, survives
 from tests.tiny import tiny_tokenizer

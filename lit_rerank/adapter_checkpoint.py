@@ -1,29 +1,20 @@
-"""What is written during a run: adapters beside checkpoints, speed, reranked windows."""
+"""Checkpoints that resume exactly, each with its adapter beside it."""
 
 import os
 import shutil
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
 from data_modules.base import RankingDataModule
-from data_modules.records import Window
-from lit_rerank.backbone import is_adapted
-from lit_rerank.decoder import Decoded
-from lit_rerank.encoding import EncodedWindow
 from lit_rerank.errors import UserError
-from lit_rerank.generation import Generate
+from lit_rerank.export import export
 from lit_rerank.loop import (
-    accumulates,
     begin_next_epoch,
     ends_epoch,
     forget_spent_loader,
@@ -32,10 +23,8 @@ from lit_rerank.loop import (
     validation_follows,
 )
 from lit_rerank.modules import RerankModule
-from lit_rerank.reading import Ranking
-from lit_rerank.reranker import save_prompt_settings
-from lit_rerank.sharding import is_partitioned, is_sharded, whole_weights
-from lit_rerank.whole import damage, remove, written_whole
+from lit_rerank.sharding import is_partitioned, whole_weights
+from lit_rerank.whole import damage, remove
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -268,97 +257,3 @@ def _begin_with_validation(loop: dict[str, Any]) -> None:
     none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
     begun = {**none, "ready": 1, "started": 1}
     loop["epoch_loop.val_loop.batch_progress"] = {"total": begun, "current": none, "is_last_batch": False}
-
-
-def export(module: RerankModule[Any], folder: Path, weights: dict[str, Tensor] | None = None) -> Path:
-    """Write what was trained as PEFT or Hugging Face loads it: `folder/adapter`, or (whole) `folder/model`.
-
-    Args:
-        weights: those that are trained, where the module has only pieces of them.
-    """
-    adapted = is_adapted(module.model)
-    target = folder / ("adapter" if adapted else "model")
-    with written_whole(target) as unfinished:
-        unfinished.mkdir()
-        if adapted:
-            module.model.save_pretrained(unfinished, selected_adapters=["default"], state_dict=weights)
-        else:
-            module.model.save_pretrained(unfinished, state_dict=weights)
-            module.encoder.chat.tokenizer.save_pretrained(unfinished)
-        save_prompt_settings(module.prompt, unfinished)
-    return target
-
-
-class Throughput(L.Callback):
-    """Logs what a step costs on this process: `train/tokens` that the policy reads, and `train/tokens_per_s`, with the
-    loading of data."""
-
-    def on_train_start(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
-        self._step = module.tokens_read
-        self._measure(module)
-
-    def on_validation_end(self, trainer: L.Trainer, module: RerankModule[Any]) -> None:  # type: ignore[override]
-        self._measure(module)
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: RerankModule[Any], optimizer: Any) -> None:  # type: ignore[override]
-        if accumulates(trainer):
-            return
-        tokens, seconds = module.tokens_read - self._tokens, time.perf_counter() - self._since
-        module.log("train/tokens", float(module.tokens_read - self._step))
-        module.log("train/tokens_per_s", tokens / seconds)
-        self.on_train_start(trainer, module)
-
-    def _measure(self, module: RerankModule[Any]) -> None:
-        """The rate is that of what comes from now on."""
-        self._since, self._tokens = time.perf_counter(), module.tokens_read
-
-
-class RerankedText(L.Callback):
-    """Shows windows of each validation in TensorBoard: prompt, the model's answer, and the teacher's or the grades.
-
-    Args:
-        windows: how many of the first validation windows (of SFT), and of the first lists of candidates.
-    """
-
-    def __init__(self, windows: int = 2) -> None:
-        self.windows = windows
-
-    def on_validation_batch_end(  # type: ignore[override]
-        self,
-        trainer: L.Trainer,
-        module: RerankModule[Any],
-        outputs: dict[str, list[Ranking]] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        alone = trainer.is_global_zero and not is_sharded(module.model) and not is_partitioned(module.model)
-        if not boards or batch_idx > 0 or not alone or trainer.sanity_checking:
-            return
-        rankings = outputs["rankings"] if outputs else []
-        windows = [encoded.window for encoded in batch if isinstance(encoded, EncodedWindow)][: self.windows]
-        shown = [
-            *(
-                (Window.of(ranking.record, ranking.shown[0]), ranking.decoded[0])
-                for ranking in rankings[: self.windows]
-            ),
-            *zip(windows, Generate(module.model, module.encoder)(windows), strict=True),
-        ]
-        grades = {ranking.record.qid: ranking.record.qrels for ranking in rankings}
-        for window, decoded in shown:
-            text = reranked_text(module, window, decoded, grades.get(window.qid) or {})
-            for board in boards:
-                board.experiment.add_text(f"reranked/{window.qid}", text, trainer.global_step)
-
-
-def reranked_text(module: RerankModule[Any], window: Window, decoded: Decoded, grades: Mapping[str, int]) -> str:
-    """A window as Markdown: prompt, answer, and what is known about the order."""
-    if window.permutation is not None:
-        known = module.encoder.format.render(window.permutation).text
-    else:
-        known = ", ".join(f"[{i}] {grades.get(p.docid, '-')}" for i, p in enumerate(window.passages, start=1))
-    parts = {"prompt": module.encoder.prompt(window), "model": decoded.text, "teacher or grades": known}
-    return "\n\n".join(
-        f"**{title}**\n\n" + "\n".join(f"    {line}" for line in body.split("\n")) for title, body in parts.items()
-    )
