@@ -109,5 +109,5 @@ wheel: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## Delete what builds and checks leave; .venv, models and runs stay
-	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	find lit_rerank data_modules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find lit_rerank data_modules scripts benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

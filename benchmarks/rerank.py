@@ -18,8 +18,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.rounds import Turn, Work, held, ratio, take_turns, write
+from data_modules.files import existing_file
 from data_modules.records import RankingRecord, Window
 from lit_rerank.chat import Ids
+from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 
 MODEL = "models/smollm2-135m-instruct"
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path, required=True, help="dl21.bm25.top100.jsonl.gz")
     parser.add_argument("--only_malformed", action="store_true", help="count malformed answers anew, keep the times")
     args = parser.parse_args()
+    for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
+        existing_file(args.data / name)
+    existing_file(args.candidates)
     if not args.only_malformed:
         take_times(args.data, args.candidates)
     figures = json.loads((RESULTS / "rerank.json").read_text())
@@ -45,8 +50,6 @@ def main() -> None:
 
 def take_times(data: Path, candidates: Path) -> None:
     """All but the count, as a file and as a picture, in the place of earlier ones."""
-    for old in (RESULTS / "rerank.json", RESULTS / "rerank.png"):
-        old.unlink(missing_ok=True)
     figures = {**windows(data), **lists(candidates)}
     write(RESULTS / "rerank.json", figures)
     draw(figures, RESULTS / "rerank.png")
@@ -264,13 +267,11 @@ def sliding() -> Any:
 
 def draw(figures: dict[str, Any], path: Path) -> None:
     """Seconds for a window, by how it is decoded."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     seconds = dict(sorted(figures["seconds_per_window"].items(), key=lambda item: -item[1]))
-    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axis = figure.subplots()
     ours_too = [name.startswith(("chain", "first", "direct")) for name in seconds]
     bars = axis.barh(
         list(seconds), list(seconds.values()), color=["tab:blue" if own else "tab:gray" for own in ours_too]
@@ -282,4 +283,4 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

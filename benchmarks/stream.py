@@ -14,6 +14,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.rounds import MEGABYTE, Work, held, ratio, take_turns, write
+from data_modules.files import existing_file
+from lit_rerank.cli import in_one_line
 
 MODEL = "models/smollm2-135m-instruct"
 RESULTS = Path("benchmarks/results")
@@ -25,7 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")
     args = parser.parse_args()
-    (RESULTS / "stream.json").unlink(missing_ok=True)
+    for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
+        existing_file(args.data / name)
     with tempfile.TemporaryDirectory() as folder:
         shards = prepared(args.data, Path(folder))
         sides: dict[str, Callable[[], Work]] = {
@@ -89,4 +92,4 @@ def tokens_of_epoch(module: Any, number: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -17,7 +17,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.rounds import MEGABYTE, Turn, Work, held, ratio, take_turns, write
+from data_modules.files import existing_file
 from data_modules.records import Window
+from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.preferences import Negatives, Preference, PreferenceExample
 
@@ -35,8 +37,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")
     parser.add_argument("--sizes", type=int, nargs="+", default=[*PAIRS], choices=[*PAIRS], help="passages in a window")
     args = parser.parse_args()
-    for old in (RESULTS / "train.json", RESULTS / "train.png"):
-        old.unlink(missing_ok=True)
+    for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
+        existing_file(args.data / name)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         adapter = fresh_adapter(Path(folder))
@@ -322,7 +324,7 @@ def encoder() -> WindowEncoder:
 
 
 def teacher_windows(data: Path, n: int, count: int, coder: WindowEncoder) -> list[EncodedWindow]:
-    """Windows of n passages drawn from well-formed answers of the teachers."""
+    """Windows of n passages drawn from the teachers' answers, as they were mended where they were malformed."""
     from data_modules.sources import TeacherWindowsSource
 
     source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
@@ -345,13 +347,11 @@ def of_each_third(example: PreferenceExample) -> list[Preference]:
 
 def draw(figures: dict[str, Any], path: Path) -> None:
     """What each side does in a second."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     tables = {title: rows for title, rows in figures.items() if isinstance(rows, dict)}
-    figure, axes = plt.subplots(1, len(tables), figsize=(5 * len(tables), 3.6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(5 * len(tables), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)
     for axis, (title, rows) in zip(axes[0], tables.items(), strict=True):
         axis.barh(list(rows)[::-1], [row["per_s"] for row in rows.values()][::-1])
         axis.set(title=f"{title}: {'windows' if title == 'sft' else 'step preferences'} a second")
@@ -359,4 +359,4 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

@@ -123,6 +123,8 @@ def real_windows(data: Path, count: int, sizes: Sequence[int]) -> list[Window]:
 
     source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
     draw, records = random.Random(0), [record for record in source if len(record.passages) == max(sizes)]
+    if not 1 <= count <= len(records):
+        raise UserError(f"windows is {count}; there are {len(records)} to draw from")
     return [
         Window.of(record, sorted(draw.sample(range(len(record.passages)), sizes[number % len(sizes)])))
         for number, record in enumerate(draw.sample(records, count))

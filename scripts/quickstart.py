@@ -136,12 +136,10 @@ def choice_figures(model: Any, encoder: Any, windows: Sequence[Window]) -> dict[
 
 def draw_curves(path: Path) -> None:
     """What each training learned, step by step."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, stage in zip(axes, STAGES, strict=True):
         names = ("choice_loss", "no_skill") if stage != "dpo" else ("rewards/accuracy",)
         for name in names:

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib as mpl
 import yaml
+from matplotlib.figure import Figure
 
 from data_modules.sources.base import existing_file
 from data_modules.sources.detect import open_candidates
@@ -36,9 +36,6 @@ from scripts.recipes import curve, dtype, go_on, pays_to_compile
 from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS, Row
 from scripts.tables import differences, kept_over_direct, table, trainings
 from scripts.trecdl_data import write_data, write_judged
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 
 MODEL = "models/smollm2-135m-instruct"
 RUNS = Path("runs/results")
@@ -317,7 +314,8 @@ def tokens_of(run: Path) -> dict[int, float]:
 def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> None:
     """Ranking against what is still known: right and up is better."""
     ranking = compared["bm25.20"]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
         for name in (row for row in ROWS if row in kept and row in ranking):
             ranked, change = ranking[name], f"difference.{measure}"
@@ -341,7 +339,8 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
 def draw_curves(trained: Iterable[str]) -> None:
     """How the models learn, over all tokens that they have read, practice included: the choice loss of training, and
     nDCG@10 of BM25's top 20 of DL 2021 where it was watched."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for name in trained:
         for axis, points in zip(axes, (over_guessing(RUNS / name), curve(RUNS / name, "val/nDCG@10")), strict=True):
             read = read_until(name, [step for step, _ in points])

@@ -58,8 +58,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1000, help="questions whose passages are ordered")
     parser.add_argument("--size", type=int, default=8, help="passages in a window")
     args = parser.parse_args()
-    if min(args.questions, args.windows) < 1 or args.size < 2:
-        raise UserError(f"questions {args.questions}, windows {args.windows}: 1 or more; size {args.size}: 2 or more")
+    if min(args.questions, args.windows) < 1 or not 2 <= args.size <= NEAR + 1:
+        raise UserError(
+            f"questions {args.questions}, windows {args.windows}: 1 or more; size {args.size}: 2 to {NEAR + 1}"
+        )
     make(args.model, args.passages, args.out, args.questions, args.windows, args.size)
 
 

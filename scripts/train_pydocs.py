@@ -29,14 +29,12 @@ def main() -> None:
 
 def report(runs: Mapping[str, Path]) -> None:
     """The curves so far, as JSON and as a picture."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     bm25 = first_stage()
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for name, run in runs.items():
         if not curve(run, f"val/{MEASURE}"):
             continue
