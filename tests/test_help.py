@@ -64,7 +64,7 @@ def test_trains_help_is_rendered_once_and_again_after_a_change(checkout: Path) -
     again, imported = run(checkout, "train.py", "fit", "--help")
     assert again == first
     assert not imported & HEAVY
-    source = checkout / "lit_rerank" / "callbacks.py"
+    source = checkout / "lit_rerank" / "adapter_checkpoint.py"
     source.write_text(source.read_text().replace("how many of the best are kept", "what is kept"))
     changed, _ = run(checkout, "train.py", "fit", "--help")
     assert "what is kept" in changed
