@@ -158,7 +158,7 @@ class PointingSource(PracticeSource):
         queries: what serves as the query.
         min_size, max_size: passages in a record, drawn uniformly.
         negatives: where the others come from.
-        exclude: collections whose judged answers (grade 2 or more) are not to be practised on.
+        exclude: collections whose judged answers (grade 2 or more; of binary judgements, 1) are not to be practised on.
         shown_words: so many words of a passage are shown at least; spans are taken from them.
         min_words: shorter documents are not asked about.
         seed: of all draws.
@@ -278,8 +278,10 @@ class JudgedSource(PracticeSource):
 
 
 def answering(collection: Collection) -> set[str]:
-    """The documents judged 2 or more for any question."""
-    return {docid for grades in collection.qrels.values() for docid, grade in grades.items() if grade >= 2}
+    """The documents judged 2 or more for any question; where no grade is above 1, those judged 1."""
+    best = max((grade for grades in collection.qrels.values() for grade in grades.values()), default=0)
+    least = min(2, max(best, 1))
+    return {docid for grades in collection.qrels.values() for docid, grade in grades.items() if grade >= least}
 
 
 def _siblings(documents: Mapping[str, Document]) -> Mapping[str, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_modules.collection import Collection
 from data_modules.first_stage import Bm25
 from data_modules.records import Passage, RankingRecord, Window
 from data_modules.rows import to_record, to_row
@@ -111,6 +112,14 @@ def test_excluded_answers_are_not_asked_about() -> None:
     records = list(source)
     assert not held_out & {chosen(record).docid for record in records}
     assert held_out & {docid for record in records for docid in others(record)}
+
+
+@pytest.mark.parametrize(
+    ("grades", "expected"),
+    [({"a": 0, "b": 1, "c": 2, "d": 3}, {"c", "d"}), ({"a": 0, "b": 1}, {"b"}), ({"a": 0}, set()), ({}, set())],
+)
+def test_answers_are_what_is_judged_relevant_beyond_doubt(grades: dict[str, int], expected: set[str]) -> None:
+    assert answering(Collection("c", {}, {}, {"q": grades})) == expected
 
 
 def test_judged_answers_and_negatives() -> None:
