@@ -15,7 +15,7 @@ from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
 from lit_rerank.modules import Figures, Questions, RerankModule
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.reference import FrozenAdapter, Precomputed, Reference
+from lit_rerank.reference import FrozenAdapter, Precomputed, Reference, identity
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_sharded
 from lit_rerank.targets import PreferenceTargets
@@ -72,6 +72,14 @@ class DPOModule(RerankModule[PreferenceExample]):
         model = super().load_model()
         self.reference.attach(model, self.backbone)
         return model.train()  # whatever attaching a frozen one has switched off
+
+    def foundation(self) -> dict[str, Any]:
+        """Also, what the reference is."""
+        model, adapter, _ = self.reference.weights(self.backbone)
+        return super().foundation() | {
+            "the reference's model": "the policy's" if model == self.backbone.model else identity(model),
+            "the reference's adapter": "none" if adapter is None else identity(adapter),
+        }
 
     def questions(self, windows: Sequence[PreferenceExample]) -> Questions:
         candidates = PreferenceTargets.build(windows, self.device)

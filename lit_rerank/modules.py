@@ -119,12 +119,17 @@ class RerankModule(L.LightningModule, Generic[Example]):
         name, trust = self.backbone.model, self.backbone.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         self.model = self.load_model()
+        self._foundation = self.foundation()
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
     def load_model(self) -> "PreTrainedModel":
         """The policy, whole."""
         return load_backbone(self.backbone)
+
+    def foundation(self) -> dict[str, Any]:
+        """What a run that is resumed must stand on as before, by name."""
+        return foundation(self.model, self.backbone.load_in_4bit)
 
     def _check_prompt(self, start: str) -> None:
         """Going on from an adapter or model of this project, the prompt must be written as it knows it."""
@@ -295,7 +300,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["optimizer"] = _plain(self.optimizer)
-        checkpoint["foundation"] = foundation(self.model, self.backbone.load_in_4bit)
+        checkpoint["foundation"] = self._foundation
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
         checkpoint["processes"] = gather(self._standing())
         if any(process["figures"] for process in checkpoint["processes"]):
@@ -326,8 +331,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """Raise a UserError where settings of the optimizer, or what is trained upon, are not the checkpoint's."""
         why = "the checkpoint's own state would win over some of that"
         refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
-        here = foundation(self.model, self.backbone.load_in_4bit)
-        refuse_changed(checkpoint.get("foundation", {}), here, "what was learned means something else there")
+        why = "what was learned means something else there"
+        refuse_changed(checkpoint.get("foundation", {}), self._foundation, why)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.

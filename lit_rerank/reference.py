@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 
 Origin = dict[str, str]
+Weights = tuple[str, str | None, bool]  # model, adapter, whether in 4 bits
 
 _PIECE = 2**20
 
@@ -50,9 +51,13 @@ class Reference(ABC):
         whatever is active in the backward pass.
         """
 
-    def origin(self, settings: BackboneSettings) -> Origin:
+    def weights(self, settings: BackboneSettings) -> Weights:
         """Which weights answer: by default those that training starts from."""
-        return _origin(settings.model, settings.adapter, settings.load_in_4bit, settings.dtype)
+        return settings.model, settings.adapter, settings.load_in_4bit
+
+    def origin(self, settings: BackboneSettings) -> Origin:
+        """The same by what they hold, whatever they are called, and their dtype."""
+        return _origin(*self.weights(settings), settings.dtype)
 
     def save(self) -> None:  # noqa: B027
         """Keep on disk what is worth keeping (see `Precomputed`)."""
@@ -79,8 +84,8 @@ class FrozenAdapter(Reference):
         with _modes_kept(policy):  # PEFT puts the whole model into eval mode
             add_adapter(policy, adapter, REFERENCE)
 
-    def origin(self, settings: BackboneSettings) -> Origin:
-        return _origin(settings.model, self.adapter or settings.adapter, settings.load_in_4bit, settings.dtype)
+    def weights(self, settings: BackboneSettings) -> Weights:
+        return settings.model, self.adapter or settings.adapter, settings.load_in_4bit
 
     def token_logps(self, packed: Packed) -> Tensor:
         trained = self.policy.active_adapter
@@ -131,7 +136,7 @@ class SeparateModel(Reference):
         self.model, self.adapter, self.dtype, self.load_in_4bit = model, adapter, dtype, load_in_4bit
 
     def attach(self, policy: "PreTrainedModel", settings: BackboneSettings) -> None:
-        model, adapter, load_in_4bit = self._weights(settings)
+        model, adapter, load_in_4bit = self.weights(settings)
         self.separate = load_model(
             model,
             adapter,
@@ -141,9 +146,9 @@ class SeparateModel(Reference):
         ).eval()
 
     def origin(self, settings: BackboneSettings) -> Origin:
-        return _origin(*self._weights(settings), self.dtype or settings.dtype)
+        return _origin(*self.weights(settings), self.dtype or settings.dtype)
 
-    def _weights(self, settings: BackboneSettings) -> tuple[str, str | None, bool]:
+    def weights(self, settings: BackboneSettings) -> Weights:
         return (
             self.model or settings.model,
             self.adapter or (settings.adapter if self.model is None else None),
@@ -179,6 +184,9 @@ class Precomputed(Reference):
             raise UserError(f"there are no precomputed reference values at {self.path}: set reference.of to make them")
         for part in sorted(self.path.glob("*.safetensors")):
             self._read(part)
+
+    def weights(self, settings: BackboneSettings) -> Weights:
+        return self.of.weights(settings) if self.of else super().weights(settings)
 
     def origin(self, settings: BackboneSettings) -> Origin:
         return self.of.origin(settings) if self.of else super().origin(settings)

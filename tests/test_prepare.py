@@ -132,15 +132,19 @@ def test_skipped_lines_are_counted_by_reason(source: Path, tmp_path: Path, capsy
     assert 'skipped 3 lines: "qid" must be a string (the first: ' in capsys.readouterr().out
 
 
-def test_a_layout_is_told_by_the_first_line_that_is_whole(source: Path, tmp_path: Path) -> None:
-    source.write_text('{"qid": "q0", "que\n' + source.read_text())
-    with pytest.raises(SystemExit, match=rf"^error: {source}:1: not valid JSON: [^\n]*$"):
+@pytest.mark.parametrize("broken", ['{"qid": "q0", "que', "[1, 2]"])
+def test_a_layout_is_told_by_the_first_line_that_is_whole(source: Path, tmp_path: Path, broken: str) -> None:
+    source.write_text(f"{broken}\n{source.read_text()}")
+    with pytest.raises(SystemExit, match=rf"^error: {source}:1: [^\n]*$"):
         command(str(source), f"--output={tmp_path / 'shards'}")
     command(str(source), f"--output={tmp_path / 'shards'}", "--on_error=skip")
     manifest = ShardsSource(tmp_path / "shards").manifest
     assert manifest is not None
     assert manifest.records == 10
     assert [left.lines for left in manifest.skipped] == [1]
+    source.write_text(f"{broken}\n{broken}\n")
+    with pytest.raises(SystemExit, match=rf"^error: {source}:1: [^\n]*$"):
+        command(str(source), f"--output={tmp_path / 'more'}", "--on_error=skip")
 
 
 def test_a_command_that_is_ended_leaves_no_half_of_a_folder(tmp_path: Path) -> None:

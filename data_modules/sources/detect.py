@@ -18,7 +18,8 @@ def open_source(path: str | Path, on_error: OnError = "raise") -> Source[Any]:
     """The source of training data in a file; what is none of the others' is taken for candidates.
 
     Raises:
-        UserError: where the first row is of none of them. With `on_error` 'skip', it is the first that can be read.
+        UserError: where the first row is of none of them. With `on_error` 'skip', it is the first that can be
+            read, if any can.
     """
     _, row = _first_row(path, on_error)
     if row is None:
@@ -51,10 +52,15 @@ def open_candidates(path: str | Path, on_error: OnError = "raise") -> Source[Ran
 
 def _first_row(path: str | Path, on_error: OnError) -> tuple[str, Row | None]:
     """Place and content of the first line that is not blank: nothing of an empty file, None of a JSON array."""
-    for place, line in read_lines(existing_file(path)):
+    file, wrong = existing_file(path), ""
+    for place, line in read_lines(file):
         try:
-            return place, None if line.lstrip().startswith(b"[") else parse_object(line)
+            is_array = line.lstrip().startswith(b"[") and not wrong and ".jsonl" not in file.suffixes
+            return place, None if is_array else parse_object(line)
         except UserError as error:
+            wrong = wrong or f"{place}: {error}"
             if on_error == "raise":
-                raise UserError(f"{place}: {error}") from None
+                break
+    if wrong:
+        raise UserError(wrong)
     return "", {}
