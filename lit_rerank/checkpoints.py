@@ -39,12 +39,12 @@ def refuse_damaged(path: str | Path) -> None:
         )
 
 
-def refuse_changed(saved: Mapping[str, Any], now: Mapping[str, Any], why: str) -> None:
-    """Raise a UserError where a run is resumed with other settings than its checkpoint's, of those that both know."""
+RESUME = "Resume it as it was; or begin a new run from its adapter (model.init_args.backbone.adapter)"
+
+
+def refuse_changed(saved: Mapping[str, Any], now: Mapping[str, Any], why: str, instead: str = RESUME) -> None:
+    """Raise a UserError where a checkpoint is used with other settings than its own, of those that both know."""
     changed = [name for name, value in saved.items() if name in now and now[name] != value]
     if changed:
         was, here = (", ".join(f"{name} {settings[name]}" for name in changed) for settings in (saved, now))
-        raise UserError(
-            f"the checkpoint is of a run with {was}, and this one has {here}: {why}. Resume it as it was; or begin a "
-            "new run from its adapter (model.init_args.backbone.adapter)"
-        )
+        raise UserError(f"the checkpoint is of a run with {was}, and this one has {here}: {why}. {instead}")

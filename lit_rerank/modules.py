@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
 Figures = Mapping[str, tuple[Tensor | float, int]]
+ELSEWHERE = "what was learned means something else there"
 
 
 @dataclass
@@ -324,6 +325,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
             )
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self.check_resumed(checkpoint)
+        else:
+            told = dict(checkpoint.get("foundation", {}))
+            told.pop("backbone.load_in_4bit", None)  # what is only read may be rounded otherwise
+            refuse_changed(told, self._foundation, ELSEWHERE, "Name what it was trained upon")
         processes = checkpoint["processes"]
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 
@@ -331,8 +336,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """Raise a UserError where settings of the optimizer, or what is trained upon, are not the checkpoint's."""
         why = "the checkpoint's own state would win over some of that"
         refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
-        why = "what was learned means something else there"
-        refuse_changed(checkpoint.get("foundation", {}), self._foundation, why)
+        refuse_changed(checkpoint.get("foundation", {}), self._foundation, ELSEWHERE)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.

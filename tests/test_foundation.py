@@ -42,6 +42,16 @@ def test_an_adapter_is_not_trained_on_upon_something_else(
         train_in(folder, [*args, changed, "--ckpt_path=sft/checkpoints/last.ckpt"])
 
 
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_a_checkpoint_is_not_read_upon_another_model(folder: Path, tiny_model: Path, stage: str) -> None:
+    args = command("sft", "lora", "permutations", "read", *SHORT, model=folder / "another", stage=stage)
+    said = (
+        r"^error: the checkpoint is of a run with backbone.model [^\n]*: what was learned [^\n]*. Name what it [^\n]*$"
+    )
+    with pytest.raises(SystemExit, match=said):
+        train_in(folder, [*args, "--ckpt_path=sft/checkpoints/last.ckpt"])
+
+
 def test_dpo_does_not_go_on_beside_another_reference(folder: Path, tiny_model: Path) -> None:
     args = command("dpo", "lora", "preferences", "beside", *SHORT, model=tiny_model)
     start = "--model.init_args.backbone.adapter="
