@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_rerank.backbone import BackboneSettings, load_backbone, load_model
 from lit_rerank.foundation import foundation
@@ -68,6 +69,8 @@ def test_a_run_whose_weights_are_converted_goes_on(folder: Path, tiny_model: Pat
         "sft", "lora", "permutations", "converted", *SHORT, "--trainer.precision=bf16-true", model=tiny_model
     )
     train_in(folder, args)
+    checkpoint = torch.load(folder / "converted" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "backbone.model (float32)" in checkpoint["foundation"]  # as it was loaded, so that it is compared
     train_in(folder, [*args, "--trainer.max_steps=2", "--ckpt_path=converted/checkpoints/last.ckpt"])
 
 
