@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.rounds import Turn, Work, held, ratio, take_turns, write
+from benchmarks.rounds import Turn, Work, held, ratio, take_turns, teachers, write
 from data_modules.files import existing_file
 from data_modules.records import RankingRecord, Window
 from lit_rerank.chat import Ids
@@ -41,8 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     existing_file(args.candidates)
     if not args.only_malformed:
-        for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
-            existing_file(args.data / name)
+        teachers(args.data)
         take_times(args.data, args.candidates)
     figures = json.loads((RESULTS / "rerank.json").read_text())
     write(RESULTS / "rerank.json", figures | malformed(args.candidates))
@@ -245,10 +244,7 @@ def encoder(form: str = "chain") -> WindowEncoder:
 
 def teacher_windows(data: Path, count: int) -> list[list[Window]]:
     """So many windows a round, with the teachers' orders."""
-    from data_modules.sources import TeacherWindowsSource
-
-    source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
-    whole = [record for record in source if len(record.passages) == N]
+    whole = [record for record in teachers(data) if len(record.passages) == N]
     drawn = random.Random(0).sample(whole, ROUNDS * BATCH)
     return [[Window.of(r, range(N)) for r in drawn[i * BATCH :][:count]] for i in range(ROUNDS)]
 

@@ -11,7 +11,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_modules.sources import TeacherWindowsSource
 
 MEGABYTE = 2**20
 
@@ -79,6 +82,13 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     middle = median(ratios)
     return middle, (max(ratios) - min(ratios)) / middle
+
+
+def teachers(data: Path) -> "TeacherWindowsSource":
+    """The windows of TREC DL 2019 that teachers ordered; a UserError where their files are not there."""
+    from data_modules.sources import TeacherWindowsSource
+
+    return TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
 
 
 def write(path: Path, figures: Mapping[str, Any]) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.rounds import MEGABYTE, Work, held, ratio, take_turns, write
-from data_modules.files import existing_file
+from benchmarks.rounds import MEGABYTE, Work, held, ratio, take_turns, teachers, write
 from lit_rerank.cli import in_one_line
 
 MODEL = "models/smollm2-135m-instruct"
@@ -27,8 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")
     args = parser.parse_args()
-    for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
-        existing_file(args.data / name)
+    teachers(args.data)
     with tempfile.TemporaryDirectory() as folder:
         shards = prepared(args.data, Path(folder))
         sides: dict[str, Callable[[], Work]] = {
@@ -57,11 +55,9 @@ def main() -> None:
 def prepared(data: Path, folder: Path) -> Path:
     """The first windows of the teachers as shards."""
     from data_modules.prepare import prepare
-    from data_modules.sources import TeacherWindowsSource
     from data_modules.sources.own import write_jsonl
 
-    source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
-    write_jsonl(islice(source, RECORDS), folder / "records.jsonl")
+    write_jsonl(islice(teachers(data), RECORDS), folder / "records.jsonl")
     prepare(str(folder / "records.jsonl"), output=folder / "shards", shard_records=RECORDS // 4)
     return folder / "shards"
 

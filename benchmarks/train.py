@@ -16,8 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.rounds import MEGABYTE, Turn, Work, held, ratio, take_turns, write
-from data_modules.files import existing_file
+from benchmarks.rounds import MEGABYTE, Turn, Work, held, ratio, take_turns, teachers, write
 from data_modules.records import Window
 from lit_rerank.cli import in_one_line
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
@@ -37,8 +36,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")
     parser.add_argument("--sizes", type=int, nargs="+", default=[*PAIRS], choices=[*PAIRS], help="passages in a window")
     args = parser.parse_args()
-    for name in ("dl19.teacher_windows.jsonl.gz", "dl19.passages.jsonl.gz"):
-        existing_file(args.data / name)
+    teachers(args.data)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         adapter = fresh_adapter(Path(folder))
@@ -325,10 +323,7 @@ def encoder() -> WindowEncoder:
 
 def teacher_windows(data: Path, n: int, count: int, coder: WindowEncoder) -> list[EncodedWindow]:
     """Windows of n passages drawn from the teachers' answers, as they were mended where they were malformed."""
-    from data_modules.sources import TeacherWindowsSource
-
-    source = TeacherWindowsSource(data / "dl19.teacher_windows.jsonl.gz", data / "dl19.passages.jsonl.gz")
-    records = random.Random(0).sample(list(source), count)
+    records = random.Random(0).sample(list(teachers(data)), count)
     draws = random.Random(n)
     return [coder.encode(Window.of(record, draws.sample(range(len(record.passages)), n))) for record in records]
 
