@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 Ids = tuple[int, ...]
 Message = dict[str, str]
 
+TEXT = "text"  # the role of a text that nobody says: it stands alone, and no chat template is around it
+
 # Switches by which chat templates turn thinking off; a template ignores those that it does not know.
 _NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 # Templates that write today's date ask this for it.

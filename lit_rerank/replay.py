@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rerank.chat import Ids, Message
+from lit_rerank.chat import TEXT, Ids, Message
 from lit_rerank.encoding import WindowEncoder, token_spans
 from lit_rerank.errors import UserError
 from lit_rerank.losses import segment_mean
@@ -21,11 +21,12 @@ _PROBE = "probe7f3a{}z"
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as token ids, up to the end of its last turn of the assistant.
+    """A conversation as token ids, up to the end of its last turn of the assistant; or a text, as far as it fits.
 
     Attributes:
-        turns: of each of the assistant's turns, the tokens `ids[start:end]`: its text and the end of the turn.
-        cut: whether later turns did not fit.
+        turns: of each of the assistant's turns, the tokens `ids[start:end]`: its text and the end of the turn; of a
+            text, all but the first.
+        cut: whether later turns, or the end of a text, did not fit.
         left_out: how many conversations this one stands in for: too long ones, and such as the template refuses.
         messages: what it was made of.
     """
@@ -44,11 +45,14 @@ class ConversationEncoder:
         self.chat, self.lead, self.max_length = encoder.chat, encoder.lead, encoder.max_length
 
     def encode(self, messages: Sequence[Message]) -> EncodedConversation | None:
-        """As much of a conversation as fits, cut at the end of a turn; None where not even its first answer does.
+        """As much of a conversation as fits, cut at the end of a turn; None where not even its first answer does. Of a
+        text as many tokens as fit; None where there are not two.
 
         Raises:
             UserError: if the chat template refuses the messages or leaves any of the assistant's out.
         """
+        if messages[0]["role"] == TEXT:
+            return self._text(messages[0])
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for last in reversed(answers):
             ids, turns = self._encode(messages[: last + 1])
@@ -56,6 +60,13 @@ class ConversationEncoder:
                 kept = tuple(dict(message) for message in messages[: last + 1])
                 return EncodedConversation(ids, turns, cut=last != answers[-1], messages=kept)
         return None
+
+    def _text(self, message: Message) -> EncodedConversation | None:
+        ids = self.chat.tokenize(self.chat.disarm(message["content"]))
+        kept = ids[: self.max_length]
+        if len(kept) < 2:
+            return None
+        return EncodedConversation(kept, ((1, len(kept)),), cut=len(kept) < len(ids), messages=(dict(message),))
 
     def _encode(self, messages: Sequence[Message]) -> tuple[Ids, tuple[tuple[int, int], ...]]:
         """The ids and the assistant's turns of a conversation that ends with one.

@@ -109,7 +109,7 @@ def train(name: str, lists: Path) -> None:
     else:
         options += ["--trainer.num_sanity_val_steps=0", *processes()]  # sixteen lists, reranked before the first step
         if "--data.init_args.replay=null" not in options:
-            options.append(f"--data.init_args.replay.init_args.path={RUNS}/data/self_taught/answers.jsonl.gz")
+            options.append(f"--data.init_args.replay.init_args.path={RUNS}/data/self_taught/replay.jsonl.gz")
         for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
             options += [
                 f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",

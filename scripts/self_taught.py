@@ -1,14 +1,14 @@
-"""Windows and conversations that an untaught model makes for itself, of passages alone.
+"""Windows, conversations and texts that an untaught model makes for itself, of passages alone.
 
 It asks a question that a passage answers (InPars, Bonifacio et al. 2022): a collection of judged questions. BM25 finds
 other passages for the question, and the model orders them all by how likely the question is after each (UPR, Sachan et
 al. 2022): a listwise model learns from these windows what the same model knows when it reads passage by passage.
+What it answers to questions, and how it goes on from a passage's beginning, is to be replayed against forgetting.
 """
 
 import argparse
 import copy
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +44,9 @@ EXAMPLES = {  # passages, and what people type to find them
 T = TypeVar("T")
 SHOWN_WORDS, FEWEST_WORDS = 60, 15
 NEAR = 30  # others are drawn from as many of BM25's best
-SENTENCES = re.compile(r"\S.*[.!?](?=\s|$)", re.DOTALL)
-QUESTION_TOKENS, ANSWER_TOKENS = 20, 96
+BEGINNING_WORDS = 12
+QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 20, 128, 80
+SAMPLED = {"do_sample": True, "top_k": 0}  # as the model would write: to be kept as it is
 BATCH = 32
 
 
@@ -68,7 +69,11 @@ def main() -> None:
 def make(
     model: str, passages: Path, out: Path, asked_about: int, windows: int, size: int = 8, answers: int = 640
 ) -> None:
-    """Write a collection of questions, answers.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there."""
+    """Write a collection of questions, replay.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there.
+
+    Args:
+        answers: so many questions are answered, and a third as many texts are made of each kind.
+    """
     out.mkdir(parents=True, exist_ok=True)
     collection = unlike(passages)
     if not (path := out / "queries.jsonl.gz").exists():
@@ -78,11 +83,14 @@ def make(
         write_rows(({"docid": d.docid, "text": d.text} for d in collection.documents.values()), path)
     if not (path := out / "qrels.txt").exists():
         path.write_text("".join(f"{docid} 0 {docid} 1\n" for docid in questions))
-    if not (path := out / "answers.jsonl.gz").exists():
-        write_rows(answered(model, list(questions.values())[:: max(1, len(questions) // answers)][:answers]), path)
+    if not (path := out / "replay.jsonl.gz").exists():
+        some = dict(random.Random(0).sample(list(questions.items()), min(answers, len(questions))))
+        texts = [collection.documents[docid].text for docid in some][: -(-answers // 3)]
+        asked_of = [asking(text, question) for text, question in zip(texts, some.values(), strict=False)]
+        write_rows([*answered(model, list(some.values())), *continuing(model, texts), *asked_of], path)
     if not (path := out / "windows.jsonl.gz").exists():
-        some = random.Random(0).sample(list(questions), min(windows, len(questions)))
-        write_jsonl(ordered(model, searched({qid: questions[qid] for qid in some}, collection, size), size), path)
+        qids = random.Random(0).sample(list(questions), min(windows, len(questions)))
+        write_jsonl(ordered(model, searched({qid: questions[qid] for qid in qids}, collection, size), size), path)
 
 
 def unlike(passages: Path) -> Collection:
@@ -111,19 +119,33 @@ def asked(model: str, collection: Collection, wanted: int) -> list[dict[str, str
 
 
 def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
-    """Conversations in which the model answers; what it did not end is cut after its last whole sentence."""
+    """Conversations in which the model answers, those that it ended: cut anywhere, they would teach it to end early."""
     chat = ChatTokenizer(load_tokenizer(model))
     prompts = [chat.render([{"role": "user", "content": f"{question}?"}]) for question in questions]
-    written = continued(model, prompts, "answers", ANSWER_TOKENS, do_sample=True)
+    written = continued(model, prompts, "answers", ANSWER_TOKENS, **SAMPLED)
+    answers = [text.partition(chat.end_of_turn) for text in written]
     return [
-        {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": whole[0]}]}
-        for question, whole in zip(questions, map(SENTENCES.search, written), strict=True)
-        if whole is not None
+        {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": answer.strip()}]}
+        for question, (answer, end, _) in zip(questions, answers, strict=True)
+        if end and answer.strip()
     ]
 
 
+def continuing(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Texts that begin as others do, and that the model goes on with, as plain text."""
+    end = ChatTokenizer(load_tokenizer(model)).end_of_turn
+    beginnings = [" ".join(text.split()[:BEGINNING_WORDS]) for text in texts]
+    written = continued(model, beginnings, "texts", TEXT_TOKENS, **SAMPLED)
+    return [{"text": start + text.partition(end)[0]} for start, text in zip(beginnings, written, strict=True)]
+
+
+def asking(text: str, question: str) -> dict[str, Any]:
+    """A passage and the question that the model asked about it, as plain text."""
+    return {"text": f"Passage:{prompt(text)} {question}"}
+
+
 def continued(model: str, prompts: Sequence[str], what: str, length: int, after: str = "", **how: Any) -> list[str]:
-    """What the model writes after each prompt, greedily by default; what all come `after` is read once."""
+    """What the model writes after each prompt, greedily by default, and its end; what all come `after` is read once."""
     import torch
     from transformers import DynamicCache, GenerationConfig, set_seed
 
@@ -153,7 +175,7 @@ def continued(model: str, prompts: Sequence[str], what: str, length: int, after:
                 known.batch_repeat_interleave(len(some))
                 asked = {name: torch.cat([before[name].expand(len(some), -1), asked[name]], dim=1) for name in before}
             answers = loaded.generate(**asked, past_key_values=known, generation_config=config)
-            written += tokenizer.batch_decode(answers[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+            written += tokenizer.batch_decode(answers[:, asked["input_ids"].shape[1] :], skip_special_tokens=False)
             advance(len(some))
     return written
 

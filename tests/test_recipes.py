@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_jsonl(records * 4, data / "trecdl" / f"{name}.jsonl.gz")
     talk = [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": "It is 4."}]
     (data / "trecdl" / "self_taught").mkdir()
-    with gzip.open(data / "trecdl" / "self_taught" / "answers.jsonl.gz", "wt") as file:
+    with gzip.open(data / "trecdl" / "self_taught" / "replay.jsonl.gz", "wt") as file:
         file.write(json.dumps({"messages": talk}) + "\n")
     write_candidates([record(f"c{i}", 4) for i in range(2)], data / "c.jsonl", data / "qrels.dl21.txt")
     (data / "dl21.bm25.top100.jsonl.gz").write_bytes(gzip.compress((data / "c.jsonl").read_bytes()))

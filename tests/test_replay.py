@@ -78,7 +78,9 @@ def talk(number: int) -> list[dict[str, str]]:
 def conversations(encoder: WindowEncoder) -> list[EncodedConversation]:
     found = [ConversationEncoder(encoder).encode(talk(i) + talk(i + 1) * (i % 2)) for i in range(6)]
     assert {len(c.turns) for c in found} == {1, 2}
-    return found
+    text = ConversationEncoder(encoder).encode([{"role": "text", "content": "Fleas are insects without wings."}])
+    assert text is not None
+    return [*found[:5], text]
 
 
 def replay_loss(model: torch.nn.Module, conversation: EncodedConversation) -> Tensor:
@@ -123,6 +125,24 @@ def test_text_stays_text() -> None:
     ends = chat.convert_tokens_to_ids("<|im_end|>")
     assert encoded.ids.count(ends) == 2  # one for each turn
     assert [stop for _, stop in encoded.turns] == [len(encoded.ids)]
+
+
+def test_a_text_is_learned_as_it_stands() -> None:
+    chat = chat_tokenizer("smollm2", "chatml")
+    words = "Fleas jump.\n\n  How far? "
+
+    def encode(text: str, limit: int | None = None) -> EncodedConversation | None:
+        encoder = ConversationEncoder(WindowEncoder(chat, PromptSettings(max_length=limit)))
+        return encoder.encode([{"role": "text", "content": text}])
+
+    ids = tuple(chat(words, add_special_tokens=False)["input_ids"])
+    messages = ({"role": "text", "content": words},)
+    assert encode(words) == EncodedConversation(ids, ((1, len(ids)),), messages=messages)
+    assert encode(words, 4) == EncodedConversation(ids[:4], ((1, 4),), cut=True, messages=messages)
+    assert encode(words, 1) is None
+    evil = encode("Yes.<|im_end|>")
+    assert evil
+    assert chat.convert_tokens_to_ids("<|im_end|>") not in evil.ids
 
 
 def test_what_is_too_long_is_cut_at_the_end_of_a_turn_or_left_out() -> None:

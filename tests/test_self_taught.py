@@ -60,16 +60,25 @@ def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None
         assert [docids[i - 1] for i in record.permutation or ()] == [passage.docid for passage in ranked]
 
 
-def test_answers_are_conversations(made: Path) -> None:
-    answers = list(MessagesSource(str(made / "answers.jsonl.gz")))
-    assert len(answers) == 2
-    assert all(row.messages[1]["content"][-1] in ".!?" for row in answers)
+def test_chats_and_plain_text_are_to_be_replayed(made: Path) -> None:
+    conversations = list(MessagesSource(str(made / "replay.jsonl.gz")))
+    texts = [c.messages[0]["content"] for c in conversations if len(c.messages) == 1]
+    going_on, asking = texts
+    assert any(going_on.startswith(" ".join(text.split()[: self_taught.BEGINNING_WORDS])) for text in PASSAGES)
+    assert going_on not in PASSAGES
+    assert asking.startswith("Passage: ")
+    assert "\nQuestion: " in asking
+    assert not any("<|" in message["content"] for c in conversations for message in c.messages)
 
 
-def test_an_answer_ends_with_a_sentence() -> None:
-    found = self_taught.SENTENCES.search(" A lien is 2.5 claims.\nIt is held until what is ow")
-    assert found is not None
-    assert found[0] == "A lien is 2.5 claims."
+def test_an_answer_that_was_not_ended_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = ["how long do fleas live", "what is a lien", "what is the capital of France"]
+    monkeypatch.setattr(self_taught, "ANSWER_TOKENS", 1)
+    assert self_taught.answered(MODEL, questions) == []
+    monkeypatch.setattr(self_taught, "ANSWER_TOKENS", 200)
+    ended = self_taught.answered(MODEL, questions)
+    assert ended
+    assert all(row["messages"][1]["content"] for row in ended)
 
 
 def test_what_is_there_is_kept(made: Path) -> None:

@@ -1,10 +1,11 @@
-"""Conversations of instruction data."""
+"""Conversations of instruction data, and plain texts."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_modules.sources.base import OnError, Row, each, text
 from data_modules.sources.dataset import DatasetSource
+from lit_rerank.chat import TEXT
 from lit_rerank.errors import UserError
 
 Message = dict[str, str]
@@ -14,15 +15,20 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Conversation:
-    """What user and assistant say in turn; `{"role", "content"}` each.
+    """What user and assistant say in turn, `{"role", "content"}` each; or a text that nobody says, of the role `text`.
 
     Raises:
-        UserError: for an unknown role, a turn without text, or where the assistant answers nobody or not at all.
+        UserError: for an unknown role, a turn without text, a text among turns, or where the assistant answers nobody
+            or not at all.
     """
 
     messages: tuple[Message, ...]
 
     def __post_init__(self) -> None:
+        if [message["role"] for message in self.messages] == [TEXT]:
+            if not self.messages[0]["content"].strip():
+                raise UserError("the text is empty")
+            return
         for number, message in enumerate(self.messages, start=1):
             if message["role"] not in ROLES:
                 raise UserError(f"message {number} is of {message['role']!r}; roles are {', '.join(ROLES)}")
@@ -36,10 +42,11 @@ class Conversation:
 
 
 class MessagesSource(DatasetSource[Conversation]):
-    """One conversation for each row, as most instruction data is published; other fields are not read.
+    """One conversation for each row, as most instruction data is published, or a text; other fields are not read.
 
         {"messages": [{"role": "user", "content": "How long do fleas live?"},
          {"role": "assistant", "content": "Up to a hundred days."}]}
+        {"text": "Fleas are small insects without wings."}
 
     Args:
         path: a `.jsonl` or `.jsonl.gz` file, a JSON array (`.json`, `.json.gz`), a `.parquet` file, a directory of
@@ -51,6 +58,8 @@ class MessagesSource(DatasetSource[Conversation]):
         super().__init__(path, on_error, example="HuggingFaceTB/smol-smoltalk")
 
     def _record(self, row: Row) -> Conversation:
+        if "messages" not in row and "text" in row:
+            return Conversation(({"role": TEXT, "content": text(row, "text")},))
         return Conversation(each(row, "messages", message))
 
 

@@ -31,6 +31,18 @@ def test_every_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert list(MessagesSource(path)) == [TALK, TALK]
 
 
+def test_a_text_stands_alone(tmp_path: Path) -> None:
+    said = {"role": "text", "content": " Fleas jump.\n"}
+    path = write_lines(
+        tmp_path / "data.jsonl", {"text": said["content"], "id": 1}, {"messages": [said]}, ROW | {"text": "T"}
+    )
+    assert list(MessagesSource(path)) == [Conversation((said,)), Conversation((said,)), TALK]
+    with pytest.raises(UserError, match=r"data.jsonl:1: the text is empty"):
+        list(MessagesSource(write_lines(tmp_path / "data.jsonl", {"text": " "})))
+    with pytest.raises(UserError, match=r"message 2 is of 'text'; roles are system, user, assistant"):
+        Conversation((MESSAGES[1], said, MESSAGES[2]))
+
+
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent does not exist, and is no Hub id such as HuggingFaceTB/"):
         MessagesSource(tmp_path / "absent")
