@@ -15,6 +15,7 @@ from lit_rerank.backbone import is_compiled
 from lit_rerank.chat import Ids
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
+from lit_rerank.frozen import modes_kept
 from lit_rerank.ways import MAX_BATCH_TOKENS
 
 if TYPE_CHECKING:
@@ -143,10 +144,6 @@ def check_finite(answers: Sequence[float]) -> None:
 @contextmanager
 def _evaluating(model: "PreTrainedModel") -> Iterator[None]:
     """Eval mode; compiled layers run uncompiled, for each row has a length of its own."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
-            yield
-    finally:
-        model.train(training)
+    with modes_kept(model), torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
+        model.eval()
+        yield

@@ -12,7 +12,7 @@ from lit_rerank.backbone import BackboneSettings
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.losses import DPOKind, dpo_loss, segment_mean
-from lit_rerank.modules import Figures, Questions, RerankModule
+from lit_rerank.modules import Figures, Questions, ReplayLoss, RerankModule
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
 from lit_rerank.reference import FrozenAdapter, Precomputed, Reference, identity
@@ -37,6 +37,8 @@ class DPOModule(RerankModule[PreferenceExample]):
             (of several, in the mean; a window whose passages are all judged alike, and above 0, then has no loss but
             sft_weight's; where all are judged 0, ranks count).
         replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
+        replay_loss: what is learned of it: its tokens (`cross_entropy`), or, for each of them, how likely every token
+            is to the model without its adapter (`distillation`).
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class DPOModule(RerankModule[PreferenceExample]):
         sft_weight: float = 0.0,
         step_weights: Literal["uniform", "ndcg"] = "uniform",
         replay_weight: float = 1.0,
+        replay_loss: ReplayLoss = "cross_entropy",
     ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
+        super().__init__(backbone, prompt, optimizer, reranking, replay_weight, replay_loss)
         check_weights(sft_weight=sft_weight)
         if not 0 < beta < inf or not 0 <= label_smoothing < 0.5:
             raise UserError(f"beta {beta} must be above 0, label_smoothing {label_smoothing} in [0, 0.5)")

@@ -17,6 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lit_rerank.backbone import is_compiled
 from lit_rerank.errors import UserError
+from lit_rerank.frozen import modes_kept
 from lit_rerank.packing import Packer
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import logps_of, place_logits
@@ -185,19 +186,17 @@ def _ask(packer: Packer, context: Tokens, continuations: Sequence[Tokens]) -> It
 def undisturbed(model: "PreTrainedModel") -> Iterator[None]:
     """The model in eval mode, uncompiled (each row has a length of its own), and lm-eval without its advice to
     developers; afterwards each layer's mode and all random generators are as before."""
-    training = {layer: layer.training for layer in model.modules()}
     state, logger = rng_state(), logging.getLogger("lm_eval")
     level = logger.level
-    model.eval()
     logger.setLevel(logging.ERROR)
     try:
         with (
+            modes_kept(model),
             patch.object(lm_eval_task, "tqdm", lambda documents, **_: documents),
             torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext(),
         ):
+            model.eval()
             yield
     finally:
         logger.setLevel(level)
-        for layer, mode in training.items():
-            layer.training = mode
         set_rng_state(state)

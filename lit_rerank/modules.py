@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from data_modules.records import RankingRecord
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
 from lit_rerank.checkpoints import refuse_changed
+from lit_rerank.distillation import base_distributions, check_distillable, divergence
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.foundation import foundation
@@ -30,7 +31,7 @@ from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.rng import rng_state, set_rng_state
-from lit_rerank.scoring import token_logps
+from lit_rerank.scoring import ask, token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_sharded, shard, whole
 from lit_rerank.ways import open_decoder
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
 Figures = Mapping[str, tuple[Tensor | float, int]]
+ReplayLoss = Literal["cross_entropy", "distillation"]
 ELSEWHERE = "what was learned means something else there"
 
 
@@ -85,6 +87,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     Args:
         replay_weight: weight of a conversation in the step's mean, where a window weighs 1; 0: measured, not learned.
+        replay_loss: what is learned of a conversation: its tokens (`cross_entropy`), or, for each of them, how likely
+            every token is to the model without its adapter (`distillation`).
     """
 
     teaches_format = False  # whether it may start from answers of another format
@@ -96,10 +100,11 @@ class RerankModule(L.LightningModule, Generic[Example]):
         optimizer: OptimizerSettings | None = None,
         reranking: RerankSettings | None = None,
         replay_weight: float = 1.0,
+        replay_loss: ReplayLoss = "cross_entropy",
     ) -> None:
         super().__init__()
         check_weights(replay_weight=replay_weight)
-        self.replay_weight = replay_weight
+        self.replay_weight, self.replay_loss = replay_weight, replay_loss
         self.backbone = backbone
         self.prompt = prompt or PromptSettings()
         self.optimizer = optimizer or OptimizerSettings()
@@ -120,6 +125,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
         name, trust = self.backbone.model, self.backbone.trust_remote_code
         self.encoder = WindowEncoder(load_tokenizer(name, trust), self.prompt, context_length(name, trust))
         self.model = self.load_model()
+        if self.replay_loss == "distillation":
+            check_distillable(self.model)
         self._foundation = self.foundation()
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
@@ -152,17 +159,28 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """The losses of a batch, windows and conversations, by one forward; and what to log about it."""
         conversations = [example for example in batch if isinstance(example, EncodedConversation)]
         asked = self.questions([example for example in batch if not isinstance(example, EncodedConversation)])
-        replay = ReplayTargets.ask(asked.packer, conversations, self.device)
-        logps, tokens = torch.empty(0, device=self.device), 0
+        targets = ReplayTargets.ask(asked.packer, conversations, self.device)
+        teacher = self._teacher(conversations)
+        logps, replay, tokens = torch.empty(0, device=self.device), torch.empty(0, device=self.device), 0
         if len(asked.packer):
             packed = asked.packer.pack(self.device)
-            logps, tokens = token_logps(self.model, packed), len(packed)
+            answers = ask(self.model, packed)
+            logps, tokens = answers.logps, len(packed)
+            own = targets.asked
+            losses = -logps[own] if teacher is None else divergence(teacher, answers.distributions(own))
+            replay = targets.means(losses)
         windows, figures = asked.losses(logps)
         if conversations:
             cut, left_out = (sum(getattr(c, name) for c in conversations) for name in ("cut", "left_out"))
             count = len(conversations)
             figures = {**figures, "replay_cut": (cut / count, count), "replay_left_out": (left_out / count, count)}
-        return Objective(windows, replay.losses(logps), tokens, figures)
+        return Objective(windows, replay, tokens, figures)
+
+    def _teacher(self, conversations: Sequence[EncodedConversation]) -> Tensor | None:
+        """What the model knew of the conversations' tokens, where it is to be held to that."""
+        if self.replay_loss == "cross_entropy" or not (conversations or is_sharded(self.model)):
+            return None
+        return base_distributions(self.model, conversations, self.device)
 
     # -- training -----------------------------------------------------------------------------------------------
 

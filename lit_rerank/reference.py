@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from lit_rerank.backbone import BackboneSettings, DType, add_adapter, is_adapted, load_model
 from lit_rerank.errors import UserError
+from lit_rerank.frozen import frozen, modes_kept
 from lit_rerank.packing import Packed
 from lit_rerank.scoring import token_logps
 
@@ -81,7 +80,7 @@ class FrozenAdapter(Reference):
                 "or choose another reference (AdapterOff, SeparateModel)"
             )
         self.policy: Any = policy
-        with _modes_kept(policy):  # PEFT puts the whole model into eval mode
+        with modes_kept(policy):  # PEFT puts the whole model into eval mode
             add_adapter(policy, adapter, REFERENCE)
 
     def weights(self, settings: BackboneSettings) -> Weights:
@@ -92,7 +91,7 @@ class FrozenAdapter(Reference):
         try:
             # Without inference_mode PEFT would make the frozen copy trainable. Switching back freezes what is inactive.
             self.policy.set_adapter(REFERENCE, inference_mode=True)
-            with _frozen(self.policy):
+            with frozen(self.policy):
                 return token_logps(self.policy, packed)
         finally:
             self.policy.set_adapter(trained)
@@ -112,7 +111,7 @@ class AdapterOff(Reference):
         self.policy: Any = policy
 
     def token_logps(self, packed: Packed) -> Tensor:
-        with self.policy.disable_adapter(), _frozen(self.policy):
+        with self.policy.disable_adapter(), frozen(self.policy):
             return token_logps(self.policy, packed)
 
 
@@ -156,7 +155,7 @@ class SeparateModel(Reference):
         )
 
     def token_logps(self, packed: Packed) -> Tensor:
-        with _frozen(self.separate):
+        with frozen(self.separate):
             return token_logps(self.separate.to(packed.ids.device), packed)
 
 
@@ -237,25 +236,6 @@ class Precomputed(Reference):
                 "delete them, or set reference.path to another directory"
             )
         self.values.update(found)
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients and no dropout inside; afterwards the model is as it was."""
-    with _modes_kept(model), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Afterwards the modules that trained train again."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _keys(packed: Packed) -> list[int]:

@@ -124,7 +124,11 @@ class ReplayTargets:
                 conversation += [number] * (end - start)
         return cls(first, torch.tensor(conversation, dtype=torch.long, device=device), len(batch))
 
-    def losses(self, logps: Tensor) -> Tensor:
-        """(conversations,) the mean cross-entropy of the assistant's tokens in each, in nats."""
-        own = logps[self.first : self.first + len(self.conversation)]
-        return segment_mean(-own, self.conversation, self.conversations)
+    @property
+    def asked(self) -> slice:
+        """Their answers."""
+        return slice(self.first, self.first + len(self.conversation))
+
+    def means(self, losses: Tensor) -> Tensor:
+        """(conversations,) the mean of the losses (T,) of each one's tokens."""
+        return segment_mean(losses, self.conversation, self.conversations)

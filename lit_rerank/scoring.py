@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +20,43 @@ if TYPE_CHECKING:
 COMPILED_LENGTH = 256
 
 
-def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
-    """Log-probabilities, in nats and float32 (float64 of such a model), of all the tokens asked for: (questions,).
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to the questions of a row.
+
+    Attributes:
+        logits: (places, vocabulary) where something is asked.
+        place: (questions,) the row of `logits` that answers each.
+        token: (questions,) what each asks for.
+    """
+
+    logits: Tensor
+    place: Tensor
+    token: Tensor
+
+    @property
+    def logps(self) -> Tensor:
+        """Log-probabilities of the tokens asked for, in nats: (questions,)."""
+        return logps_of(self.logits, self.place, self.token)
+
+    def distributions(self, questions: slice) -> Tensor:
+        """Log-probabilities of every token, in nats, where some of the questions ask: (those, vocabulary)."""
+        return self.logits[self.place[questions]].log_softmax(-1)
+
+
+def ask(model: "PreTrainedModel", packed: Packed) -> Answers:
+    """One forward, in float32 (float64 of such a model) from the logits on.
 
     Raises:
         UserError: if the model's attention cannot be told who sees whom.
     """
     length = compiled_length(len(packed)) if is_compiled(model) else len(packed)
-    logits, place = place_logits(model, packed, length)
-    return logps_of(logits, place, packed.token)
+    return Answers(*place_logits(model, packed, length), packed.token)
+
+
+def token_logps(model: "PreTrainedModel", packed: Packed) -> Tensor:
+    """The `logps` of all that is asked: (questions,)."""
+    return ask(model, packed).logps
 
 
 def compiled_length(tokens: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rerank.backbone import BackboneSettings
 from lit_rerank.encoding import EncodedWindow, PromptSettings
-from lit_rerank.modules import Figures, Questions, RerankModule
+from lit_rerank.modules import Figures, Questions, ReplayLoss, RerankModule
 from lit_rerank.packing import Packer
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.targets import SFTTargets
@@ -23,6 +23,8 @@ class SFTModule(RerankModule[EncodedWindow]):
             tokens that are no choice weigh 1.
         normalise_choices: take a choice's probability over the identifiers that remain, not over the vocabulary.
         replay_weight: weight of a replayed conversation in the step's mean, where a window weighs 1.
+        replay_loss: what is learned of it: its tokens (`cross_entropy`), or, for each of them, how likely every token
+            is to the model without its adapter (`distillation`).
     """
 
     teaches_format = True
@@ -37,8 +39,9 @@ class SFTModule(RerankModule[EncodedWindow]):
         remaining_weight: float = 1.0,
         normalise_choices: bool = False,
         replay_weight: float = 1.0,
+        replay_loss: ReplayLoss = "cross_entropy",
     ) -> None:
-        super().__init__(backbone, prompt, optimizer, reranking, replay_weight)
+        super().__init__(backbone, prompt, optimizer, reranking, replay_weight, replay_loss)
         check_weights(choice_weight=choice_weight, remaining_weight=remaining_weight)
         self.choice_weight, self.remaining_weight = choice_weight, remaining_weight
         self.normalise_choices = normalise_choices

@@ -10,8 +10,8 @@ from pathlib import Path
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import report
+from scripts.measured import ask, check_measurable, rank
 from scripts.recipes import start_anew
-from scripts.results import ask, check_measurable, rank, read
 from scripts.rows import LISTS
 
 EXPECTED = Path("results/expected.json")
@@ -36,7 +36,7 @@ def main() -> None:
         EXPECTED.parent.mkdir(exist_ok=True)
         EXPECTED.write_text(json.dumps(found, indent=2) + "\n")
     else:
-        check(found, read(EXPECTED))
+        check(found, json.loads(EXPECTED.read_text()))
 
 
 def measured(lists: Path, mmlu: Path) -> dict[str, float]:
@@ -45,9 +45,10 @@ def measured(lists: Path, mmlu: Path) -> dict[str, float]:
         rank(ADAPTER, "chain", first_stage, DEPTH, lists, FOLDER)
     ask(ADAPTER, mmlu, FOLDER)
     ranked = {
-        f"{first_stage}.nDCG@10": read(FOLDER / f"dl21.{first_stage}.{DEPTH}.json")["nDCG@10"] for first_stage in LISTS
+        f"{first_stage}.nDCG@10": json.loads((FOLDER / f"dl21.{first_stage}.{DEPTH}.json").read_text())["nDCG@10"]
+        for first_stage in LISTS
     }
-    kept = read(FOLDER / "mmlu.json")
+    kept = json.loads((FOLDER / "mmlu.json").read_text())
     return ranked | {measure: kept[measure] for measure in KEPT}
 
 

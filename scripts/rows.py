@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+MODEL = "models/smollm2-135m-instruct"
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")

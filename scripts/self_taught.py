@@ -3,7 +3,7 @@
 It asks a question that a passage answers (InPars, Bonifacio et al. 2022): a collection of judged questions. BM25 finds
 other passages for the question, and the model orders them all by how likely the question is after each (UPR, Sachan et
 al. 2022): a listwise model learns from these windows what the same model knows when it reads passage by passage.
-What it answers to questions, and how it goes on from a passage's beginning, is to be replayed against forgetting.
+What it answers to questions, and passages and questions as plain text, are to be replayed against forgetting.
 """
 
 import argparse
@@ -44,9 +44,7 @@ EXAMPLES = {  # passages, and what people type to find them
 T = TypeVar("T")
 SHOWN_WORDS, FEWEST_WORDS = 60, 15
 NEAR = 30  # others are drawn from as many of BM25's best
-BEGINNING_WORDS = 12
-QUESTION_TOKENS, ANSWER_TOKENS, TEXT_TOKENS = 20, 128, 80
-SAMPLED = {"do_sample": True, "top_k": 0}  # as the model would write: to be kept as it is
+QUESTION_TOKENS, ANSWER_TOKENS = 20, 128
 BATCH = 32
 
 
@@ -72,7 +70,8 @@ def make(
     """Write a collection of questions, replay.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there.
 
     Args:
-        answers: so many questions are answered, and a third as many texts are made of each kind.
+        answers: so many questions are answered; a third as many passages stand beside them as they are, and as many
+            again with the question about them.
     """
     out.mkdir(parents=True, exist_ok=True)
     collection = unlike(passages)
@@ -86,8 +85,8 @@ def make(
     if not (path := out / "replay.jsonl.gz").exists():
         some = dict(random.Random(0).sample(list(questions.items()), min(answers, len(questions))))
         texts = [collection.documents[docid].text for docid in some][: -(-answers // 3)]
-        asked_of = [asking(text, question) for text, question in zip(texts, some.values(), strict=False)]
-        write_rows([*answered(model, list(some.values())), *continuing(model, texts), *asked_of], path)
+        plain = [*texts, *map(asking, texts, some.values())]
+        write_rows([*answered(model, list(some.values())), *({"text": text} for text in plain)], path)
     if not (path := out / "windows.jsonl.gz").exists():
         qids = random.Random(0).sample(list(questions), min(windows, len(questions)))
         write_jsonl(ordered(model, searched({qid: questions[qid] for qid in qids}, collection, size), size), path)
@@ -122,7 +121,7 @@ def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
     """Conversations in which the model answers, those that it ended: cut anywhere, they would teach it to end early."""
     chat = ChatTokenizer(load_tokenizer(model))
     prompts = [chat.render([{"role": "user", "content": f"{question}?"}]) for question in questions]
-    written = continued(model, prompts, "answers", ANSWER_TOKENS, **SAMPLED)
+    written = continued(model, prompts, "answers", ANSWER_TOKENS, do_sample=True, top_k=0)
     answers = [text.partition(chat.end_of_turn) for text in written]
     return [
         {"messages": [{"role": "user", "content": f"{question}?"}, {"role": "assistant", "content": answer.strip()}]}
@@ -131,17 +130,9 @@ def answered(model: str, questions: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def continuing(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Texts that begin as others do, and that the model goes on with, as plain text."""
-    end = ChatTokenizer(load_tokenizer(model)).end_of_turn
-    beginnings = [" ".join(text.split()[:BEGINNING_WORDS]) for text in texts]
-    written = continued(model, beginnings, "texts", TEXT_TOKENS, **SAMPLED)
-    return [{"text": start + text.partition(end)[0]} for start, text in zip(beginnings, written, strict=True)]
-
-
-def asking(text: str, question: str) -> dict[str, Any]:
+def asking(text: str, question: str) -> str:
     """A passage and the question that the model asked about it, as plain text."""
-    return {"text": f"Passage:{prompt(text)} {question}"}
+    return f"Passage:{prompt(text)} {question}"
 
 
 def continued(model: str, prompts: Sequence[str], what: str, length: int, after: str = "", **how: Any) -> list[str]:

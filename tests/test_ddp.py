@@ -26,7 +26,7 @@ from tests.training import CONFIGS, command, figures, train_in, write_data
 
 COMMON = ("--trainer.precision=32-true", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2")
 PAIR = ("--trainer.devices=2", "--trainer.strategy=ddp")
-TASKS = ("sft", "batches", "replay", "streamed", "dpo")
+TASKS = ("sft", "batches", "replay", "distilled", "streamed", "dpo")
 METRICS = ("nDCG@10", "AP(rel=2)")
 
 
@@ -43,11 +43,13 @@ def arguments(folder: Path, model: Path, task: str, pair: bool) -> list[str]:
         ]
         own += ["--data.init_args.batch_size=1", f"--trainer.accumulate_grad_batches={4 if pair else 7}"]
         own.append("--data.init_args.num_workers=0")
-    if task in ("sft", "batches", "replay", "streamed"):
+    if task != "dpo":
         own.append("--model.init_args.optimizer.lr=0.001")
-    if task == "replay":  # 6 conversations, of 16 examples
+    if task in ("replay", "distilled"):  # 6 conversations, of 16 examples
         own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.375"]
         own.append("--model.init_args.replay_weight=0.5")
+    if task == "distilled":
+        own.append("--model.init_args.replay_loss=distillation")
     if task != "dpo":
         return command("sft", "lora", "permutations", name, *own, model=model)
     start = f"--model.init_args.backbone.adapter={folder}/sft-one/adapter"
@@ -93,6 +95,7 @@ def work(rank: int, port: int, folder: Path, model: Path) -> None:
         arguments(folder, model, "sft", True),
         arguments(folder, model, "batches", True),
         arguments(folder, model, "replay", True),
+        arguments(folder, model, "distilled", True),
         arguments(folder, model, "streamed", True),
         arguments(folder, model, "dpo", True),
         uneven(model, "uneven"),
@@ -156,6 +159,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     train_in(folder, arguments(folder, tiny_model, "sft", False))
     train_in(folder, arguments(folder, tiny_model, "streamed", False))
     train_in(folder, arguments(folder, tiny_model, "replay", False))
+    train_in(folder, arguments(folder, tiny_model, "distilled", False))
     train_in(folder, arguments(folder, tiny_model, "dpo", False))
     train_in(folder, predict(folder, tiny_model, False))
     with socket.socket() as free:

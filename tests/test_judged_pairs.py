@@ -11,7 +11,7 @@ from data_modules.records import Window
 from lit_rerank.decoder import Decoded
 from lit_rerank.errors import UserError
 from scripts import judged_pairs
-from scripts.results import MODEL
+from scripts.rows import MODEL
 
 GRADES = {"a": 3, "b": 0, "c": 1, "d": 2, "e": 0}
 

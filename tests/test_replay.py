@@ -197,6 +197,78 @@ def test_a_trunk_apart_does_not_shorten_what_the_others_share(tiny_model: Path) 
         torch.testing.assert_close(token_logps(model, packed), expected, atol=1e-5, rtol=1e-5)
 
 
+def adapted(tiny_model: Path, task: str) -> RerankModule[Any]:
+    """One whose adapter has learnt something already, and whose replay is held to what the model was before."""
+    if task == "dpo":
+        module: RerankModule[Any] = dpo(tiny_model)
+        module.replay_loss = "distillation"
+        return module
+    torch.manual_seed(0)
+    module = SFTModule(BackboneSettings(str(tiny_model), dtype="float32"), replay_loss="distillation")
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in trainable_parameters(module).values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+def distillation_loss(model: Any, conversation: EncodedConversation) -> Tensor:
+    """The mean over the assistant's tokens of the divergence from the model without its adapter, sequence by sequence."""
+
+    def distributions() -> Tensor:
+        logits = model(input_ids=torch.tensor([conversation.ids])).logits[0]
+        return torch.cat([logits[start - 1 : end - 1] for start, end in conversation.turns]).log_softmax(-1)
+
+    with torch.no_grad(), model.disable_adapter():
+        teacher = distributions()
+    return torch.nn.functional.kl_div(distributions(), teacher, log_target=True, reduction="none").sum(-1).mean()
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_distillation_is_the_divergence_from_the_model_without_its_adapter(
+    tiny_model: Path, task: str, examples: Callable[[str], list[Any]], conversations: list[EncodedConversation]
+) -> None:
+    module = adapted(tiny_model, task)
+    module.model.train()
+    batch = [conversations[0], *examples(task)[:3], *conversations[-2:]]
+    found = module.objective(batch)
+    assert module.model.training
+    expected = torch.stack([distillation_loss(module.model, c) for c in batch if isinstance(c, EncodedConversation)])
+    assert expected.min() > 1e-3
+    torch.testing.assert_close(found.replay, expected, atol=1e-6, rtol=1e-4)
+    ours = [e for e in batch if not isinstance(e, EncodedConversation)]
+    torch.testing.assert_close(found.windows, module.objective(ours).windows, atol=1e-6, rtol=1e-5)
+    assert_same_gradients(
+        gradients(module.model, expected.mean()), gradients(module.model, found.replay.mean()), rtol=1e-4
+    )
+
+
+def test_where_nothing_was_learned_there_is_nothing_to_keep(
+    tiny_model: Path, conversations: list[EncodedConversation]
+) -> None:
+    module = SFTModule(BackboneSettings(str(tiny_model), dtype="float32"), replay_loss="distillation")
+    module.configure_model()  # a fresh adapter does nothing yet
+    losses = module.objective(conversations).replay
+    torch.testing.assert_close(losses, torch.zeros(len(conversations)), atol=1e-6, rtol=0)
+    assert not module.objective([]).replay.numel()
+
+
+def test_distillation_holds_a_model_to_what_it_knew(
+    tiny_model: Path, tmp_path: Path, conversations: list[EncodedConversation]
+) -> None:
+    module = adapted(tiny_model, "sft")
+    module.optimizer = OptimizerSettings(lr=1e-2)
+    fit(module, tmp_path, [conversations[:2]] * 20, max_epochs=1)
+    logged = figures(tmp_path)
+    assert logged[20]["train/replay_loss"] < 0.2 * logged[1]["train/replay_loss"]
+
+
+def test_without_an_adapter_nothing_tells_what_was_known(tiny_model: Path) -> None:
+    module = SFTModule(BackboneSettings(str(tiny_model), tune="full", dtype="float32"), replay_loss="distillation")
+    with pytest.raises(UserError, match=r"distillation asks the model without its adapter: set .*tune to lora, or"):
+        module.configure_model()
+
+
 def modules(tiny_model: Path, task: str, **options: Any) -> RerankModule[Any]:
     module = sft(tiny_model) if task == "sft" else dpo(tiny_model)
     for name, value in options.items():

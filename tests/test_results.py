@@ -24,7 +24,8 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.prompt_settings import save_prompt_settings
-from scripts import check_results, results, ship_adapter, tables, trecdl_data
+from scripts import check_results, learning, measured, ship_adapter, summary, tables, trained, trecdl_data
+from scripts.rows import DEPTHS, LISTS, MODEL, ROWS
 from tests.references import save_adapter
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
@@ -39,7 +40,7 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     monkeypatch.setattr(trecdl_data, "ASKED", 6)
     folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
     out = tmp_path / "data"
-    trecdl_data.write_data(results.MODEL, *folders, out)
+    trecdl_data.write_data(MODEL, *folders, out)
     trecdl_data.write_judged(shared_data / "trec-dl", out)
     train = list(JsonlSource(out / "train.jsonl.gz"))
     sizes = Counter(len(record.passages) for record in train)
@@ -104,35 +105,34 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
         return found
 
     monkeypatch.setattr("scripts.recipes.subprocess.run", Done)
-    monkeypatch.setattr(results, "RUNS", tmp_path)
     return so_far
 
 
 def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     commands: Callable[[], list[list[str]]], tmp_path: Path
 ) -> None:
-    row = results.ROWS["dpo"]
+    row = ROWS["dpo"]
     assert row.training is not None
-    results.train(row.training, Path("lists"))
-    results.measure("dpo", row, Path("lists"), Path("mmlu"))
-    trained, measured = [], []
+    trained.train(row.training, Path("lists"), tmp_path)
+    measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
+    fits, evaluations = [], []
     for words in commands():
-        (trained if words[0] == "train.py" else measured).append(words)
-    recipes = [next(w for w in words if "recipes/" in w) for words in trained]
+        (fits if words[0] == "train.py" else evaluations).append(words)
+    recipes = [next(w for w in words if "recipes/" in w) for words in fits]
     assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
-    assert [set(results.processes()) <= set(words) for words in trained] == [False, True, True]
-    assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in trained[2]
-    assert [words[1] for words in measured] == ["rerank"] * 4 + ["mmlu"] * 2
-    base, own = measured[-2:]  # what is known is compared with what the base knows
+    assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True]
+    assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in fits[2]
+    assert [words[1] for words in evaluations] == ["rerank"] * 4 + ["mmlu"] * 2
+    base, own = evaluations[-2:]  # what is known is compared with what the base knows
     assert "--adapter" not in base
     known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
     assert own[own.index("--against") + 1] == str(known)
-    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*measured[:4], own])
-    results.train(row.training, Path("lists"))
-    results.measure("dpo", row, Path("lists"), Path("mmlu"))
+    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*evaluations[:4], own])
+    trained.train(row.training, Path("lists"), tmp_path)
+    measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
     assert not commands()
     shutil.rmtree(tmp_path / "dpo")  # so it is trained anew, and what was measured is of another adapter
-    results.train(row.training, Path("lists"))
+    trained.train(row.training, Path("lists"), tmp_path)
     assert not (tmp_path / "measured" / "dpo").exists()
     assert (tmp_path / "measured" / "base").exists()
 
@@ -140,46 +140,47 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
 def test_other_data_are_noticed(
     commands: Callable[[], list[list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pointing = results.data_of("pointing")
+    pointing = trained.data_of("pointing", tmp_path)
     pointing.parent.mkdir()
     pointing.write_text("old")
-    results.train("pointing", Path("lists"))
-    results.train("pointing", Path("lists"))
+    trained.train("pointing", Path("lists"), tmp_path)
+    trained.train("pointing", Path("lists"), tmp_path)
     assert "learned from" not in capsys.readouterr().out
     pointing.write_text("new")
-    results.train("pointing", Path("lists"))
+    trained.train("pointing", Path("lists"), tmp_path)
     assert f"{tmp_path}/pointing has learned from other data: it is kept" in capsys.readouterr().out
     (tmp_path / "pointing" / "complete").unlink()
     with pytest.raises(UserError, match="pointing was stopped, and has learned from other data: to train it anew"):
-        results.train("pointing", Path("lists"))
+        trained.train("pointing", Path("lists"), tmp_path)
     assert len(commands()) == 1
 
 
 def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RUNS", tmp_path)
     for name, tokens in {"pointing": 10.0, "chain": 100.0}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
         row = {"step": 0, "train/tokens": tokens}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         (tmp_path / name / "complete").touch()
-    assert [results.read_before(name) for name in ("pointing", "chain", "dpo")] == [0, 20, 220]
+    assert [learning.read_before(name, tmp_path) for name in ("pointing", "chain", "dpo")] == [0, 20, 220]
     (tmp_path / "chain" / "metrics.jsonl").unlink()  # an adapter that came without its training
-    assert math.isnan(results.read_before("dpo"))
+    assert math.isnan(learning.read_before("dpo", tmp_path))
 
 
 def test_what_measuring_needs_is_named_before_any_work(tmp_path: Path) -> None:
     for name in ("dl21.bm25.top100.jsonl.gz", "dl21.splade_pp_ed.top100.jsonl.gz", "qrels.dl21.txt"):
         with pytest.raises(UserError, match=f"{name} does not exist"):
-            results.check_measurable(tmp_path, tmp_path)
+            measured.check_measurable(tmp_path, tmp_path)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"test_20_per_subject\.jsonl\.gz does not exist"):
-        results.check_measurable(tmp_path, tmp_path)
+        measured.check_measurable(tmp_path, tmp_path)
 
 
-def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(commands: Callable[[], list[list[str]]]) -> None:
+def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(
+    commands: Callable[[], list[list[str]]], tmp_path: Path
+) -> None:
     for name in ("base", "likelihood"):
-        results.measure(name, results.ROWS[name], Path("lists"), Path("mmlu"))
+        measured.measure(name, ROWS[name], Path("lists"), Path("mmlu"), tmp_path)
     words = commands()
     assert not any("--adapter" in line for line in words)
     deep = next(line for line in words if "likelihood" in line and line[line.index("--depth") + 1] == "100")
@@ -189,8 +190,8 @@ def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(commands: C
 def test_the_table_has_a_line_for_each_row() -> None:
     compared = {
         f"{first_stage}.{depth}": {first_stage: FIGURES, "base": FIGURES, "dpo": FIGURES}
-        for first_stage in results.LISTS
-        for depth in results.DEPTHS
+        for first_stage in LISTS
+        for depth in DEPTHS
     }
     change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
     kept = {
@@ -215,13 +216,12 @@ def answered(right: int, logp: float) -> Retention:
 
 
 def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RUNS", tmp_path)
     for name, found in {"direct": answered(4, 1.0), "dpo": answered(7, 2.0)}.items():
         folder = tmp_path / "measured" / name
         folder.mkdir(parents=True)
-        found.save(folder / results.DETAILS)
+        found.save(folder / measured.DETAILS)
         (folder / "mmlu.json").write_text(json.dumps(found.figures()))
-    kept = {name: results.retained(name) for name in ("direct", "dpo")}
+    kept = {name: summary.retained(name, tmp_path) for name in ("direct", "dpo")}
     assert not any(name.startswith("over_direct") for name in kept["direct"])
     assert kept["dpo"]["over_direct.difference.acc"] == pytest.approx(0.25)
     assert kept["dpo"]["over_direct.difference.bits_per_byte"] == pytest.approx(-0.025)
@@ -232,11 +232,10 @@ def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: p
 
 
 def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RUNS", tmp_path)
     lists = shared_data / "trec-dl"
     folder = tmp_path / "measured" / "base"
     folder.mkdir(parents=True)
-    for first_stage in results.LISTS:
+    for first_stage in LISTS:
         records = list(open_candidates(lists / f"dl21.{first_stage}.top100.jsonl.gz"))
         write_run(in_first_stage_order(records), folder / f"dl21.{first_stage}.20.run.txt", tag="base")
         windows = [
@@ -244,22 +243,22 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch:
         ]
         write_choices(windows, folder / f"dl21.{first_stage}.20.choices.jsonl.gz")
         (folder / f"dl21.{first_stage}.20.json").write_text("{}")
-    answered(3, 1.0).save(folder / results.DETAILS)
+    answered(3, 1.0).save(folder / measured.DETAILS)
     (folder / "mmlu.json").write_text("{}")
     (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
     for suffix in ("run.txt", "choices.jsonl.gz", "json"):
         shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
-    results.summarise(lists)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary.summarise(lists, tmp_path)
+    written = json.loads((tmp_path / "summary.json").read_text())
     for depth in (20, 100):
-        assert summary["ranking"][f"bm25.{depth}"]["bm25"]["mean"] == pytest.approx(0.4458, abs=5e-5)
-    assert summary["ranking"]["bm25.20"]["base"]["over_bm25"]["difference"] == 0
-    assert summary["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
-    assert "direct" not in summary["ranking"]["splade_pp_ed.20"]
-    assert "base" not in summary["ranking"]["bm25.100"]
-    assert list(summary["retention"]) == ["base"]
+        assert written["ranking"][f"bm25.{depth}"]["bm25"]["mean"] == pytest.approx(0.4458, abs=5e-5)
+    assert written["ranking"]["bm25.20"]["base"]["over_bm25"]["difference"] == 0
+    assert written["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
+    assert "direct" not in written["ranking"]["splade_pp_ed.20"]
+    assert "base" not in written["ranking"]["bm25.100"]
+    assert list(written["retention"]) == ["base"]
     for name in ("summary.md", "trade_off.png", "learning_curves.png"):
         assert (tmp_path / name).stat().st_size > 100
 
@@ -269,10 +268,10 @@ def test_the_shipped_adapter_is_small_and_its_figures_are_named() -> None:
     assert size < 12e6
     weights = load_file(check_results.ADAPTER / "adapter_model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
-    reranker = Reranker.from_pretrained(results.MODEL, str(check_results.ADAPTER), dtype="float32")
+    reranker = Reranker.from_pretrained(MODEL, str(check_results.ADAPTER), dtype="float32")
     first = reranker.rank("how long do fleas live", ["Fleas live for a hundred days.", "Paris is in France."])[0]
     assert first.docid == "0"
-    names = {f"{first_stage}.nDCG@10" for first_stage in results.LISTS} | set(check_results.KEPT)
+    names = {f"{first_stage}.nDCG@10" for first_stage in LISTS} | set(check_results.KEPT)
     assert json.loads(check_results.EXPECTED.read_text()).keys() == names
 
 
@@ -298,7 +297,7 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
     learned = [{"step": step, "train/choice_loss": 1.0 - 0.02 * step, "train/no_skill": 0.9} for step in steps]
     (tmp_path / "config.yaml").write_text("trainer: {devices: '2'}")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + learned))
-    took = results.cost(tmp_path)
+    took = learning.cost(tmp_path)
     assert took == pytest.approx(
         {
             "steps": 20,
@@ -311,7 +310,7 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
         }
     )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    preferences = results.cost(tmp_path)
+    preferences = learning.cost(tmp_path)
     assert "choice_loss.last" not in preferences
     _, _, *lines = tables.trainings({"chain": took, "dpo": preferences}).splitlines()
     assert lines == [
@@ -321,7 +320,6 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
 
 
 def test_curves_are_means_over_all_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RUNS", tmp_path)
     for name, steps in {"pointing": 2, "direct": 50}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "complete").touch()
@@ -331,8 +329,8 @@ def test_curves_are_means_over_all_that_was_read(tmp_path: Path, monkeypatch: py
             for step in range(steps)
         ]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert results.over_guessing(tmp_path / "direct") == [(19, 0.5), (39, 1.0), (49, 1.5)]
-    assert results.read_until("direct", [0, 19]) == [30, 220]  # practice read 20
+    assert learning.over_guessing(tmp_path / "direct") == [(19, 0.5), (39, 1.0), (49, 1.5)]
+    assert learning.read_until("direct", [0, 19], tmp_path) == [30, 220]  # practice read 20
 
 
 def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:

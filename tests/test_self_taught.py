@@ -11,7 +11,7 @@ from data_modules.sources import JsonlSource, MessagesSource
 from lit_rerank import Reranker
 from scripts import self_taught
 from scripts.recipes import dtype
-from scripts.results import MODEL
+from scripts.rows import MODEL
 
 PASSAGES = (
     "Adult cat fleas live for about a hundred days on a dog or a cat, but without blood they starve within a week.",
@@ -63,11 +63,9 @@ def test_windows_hold_the_passage_in_the_order_of_likelihood(made: Path) -> None
 def test_chats_and_plain_text_are_to_be_replayed(made: Path) -> None:
     conversations = list(MessagesSource(str(made / "replay.jsonl.gz")))
     texts = [c.messages[0]["content"] for c in conversations if len(c.messages) == 1]
-    going_on, asking = texts
-    assert any(going_on.startswith(" ".join(text.split()[: self_taught.BEGINNING_WORDS])) for text in PASSAGES)
-    assert going_on not in PASSAGES
-    assert asking.startswith("Passage: ")
-    assert "\nQuestion: " in asking
+    plain, asking = texts
+    assert plain in PASSAGES
+    assert asking.startswith(f"Passage: {plain}\nQuestion: ")
     assert not any("<|" in message["content"] for c in conversations for message in c.messages)
 
 

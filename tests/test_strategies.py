@@ -27,7 +27,7 @@ PAIR = (
     "--trainer.devices=2",
     "--trainer.strategy.init_args.data_parallel_size=2",
 )
-TASKS = ("lora", "full", "dpo")
+TASKS = ("lora", "full", "dpo", "distilled")
 
 
 def arguments(model: Path, task: str, pair: bool, *more: str) -> list[str]:
@@ -35,6 +35,10 @@ def arguments(model: Path, task: str, pair: bool, *more: str) -> list[str]:
     name = f"{task}-{'two' if pair else 'one'}"
     own = [f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ()), "--trainer.precision=32-true"]
     own += ["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2", "--model.init_args.optimizer.lr=0.001"]
+    if task == "distilled":  # some batches are without conversations, and one process has fewer examples
+        own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.3"]
+        own.append("--model.init_args.replay_loss=distillation")
+        return command("sft", "lora", "permutations", name, *own, *more, model=model)
     if task != "dpo":
         return command("sft", task, "permutations", name, *own, *more, model=model)
     start = "--model.init_args.backbone.adapter=lora-one/adapter"

@@ -1,0 +1,72 @@
+"""What `make results` measures: how a row ranks, and what it still knows. What is measured is not measured again."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from data_modules.sources.base import existing_file
+from lit_rerank.errors import UserError
+from scripts.recipes import dtype
+from scripts.rows import LISTS, MODEL, Row
+
+READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
+SLIDING = ("--window", "8", "--stride", "4")
+QUESTIONS = 570
+MMLU = "test_20_per_subject.jsonl.gz"
+DETAILS = "mmlu.details.jsonl"
+
+
+def check_measurable(lists: Path, mmlu: Path) -> None:
+    """Raise a UserError that names the first file which measuring needs and is not there."""
+    for name in (*(f"dl21.{first_stage}.top100.jsonl.gz" for first_stage in LISTS), "qrels.dl21.txt"):
+        existing_file(lists / name)
+    existing_file(mmlu / MMLU)
+
+
+def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
+    """Rank both lists to both depths, and ask what the model still knows."""
+    folder = runs / "measured" / name
+    adapter = None if row.training is None else runs / row.training / "adapter"
+    for first_stage in LISTS:
+        for depth in row.depths:
+            rank(adapter, row.decode, first_stage, depth, lists, folder)
+    if row.asked and adapter is None:
+        ask(None, mmlu, folder)
+    elif row.asked:
+        base = runs / "measured" / "base"
+        ask(None, mmlu, base)
+        ask(adapter, mmlu, folder, base)
+
+
+def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
+    """Rank the upper part of a first stage's lists of DL 2021."""
+    out = folder / f"dl21.{first_stage}.{depth}"
+    sliding = SLIDING if decode != "likelihood" else ("--window", str(depth), "--stride", "1")
+    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
+    asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", decode]
+    options = [*READING, "--dtype", dtype(), *sliding, "--depth", str(depth)]
+    evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *asked, *files, *options)
+
+
+def ask(adapter: Path | None, mmlu: Path, folder: Path, base: Path | None = None) -> None:
+    """Ask what a model still knows; compared with what the base knew, by the folder of its figures."""
+    options = ["--questions", str(mmlu / MMLU), "--limit", str(QUESTIONS), "--text", "shipped"]
+    if base is not None:
+        options += ["--against", str(base / DETAILS)]
+    evaluate("mmlu", folder / "mmlu.json", *_model(adapter), *options, "--dtype", dtype())
+
+
+def _model(adapter: Path | None) -> list[str]:
+    return ["--model", MODEL, *(() if adapter is None else ("--adapter", str(adapter)))]
+
+
+def evaluate(command: str, metrics: Path, *options: str) -> None:
+    """Run `evaluate.py`, unless its figures are there."""
+    if metrics.exists():
+        return
+    words = ["evaluate.py", command, *options, "--metrics", str(metrics)]
+    print(f"\n== python {shlex.join(words)}\n", flush=True)
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError(f"evaluate.py {command} has failed; its message stands above")

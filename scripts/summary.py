@@ -1,0 +1,92 @@
+"""What `make results` has measured so far, in tables, figures and pictures."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data_modules.sources.detect import open_candidates
+from data_modules.trec import read_qrels, read_run, write_run
+from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.evaluation.tensorboard import to_tensorboard
+from lit_rerank.intervals import bootstrap_interval
+from lit_rerank.measurement import Retention
+from lit_rerank.measures import parse_measures, per_query
+from lit_rerank.paired import flat, paired
+from scripts.learning import cost, is_logged
+from scripts.measured import DETAILS, evaluate
+from scripts.pictures import draw_curves, draw_trade_off
+from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS
+from scripts.tables import differences, kept_over_direct, table, trainings
+
+
+def summarise(lists: Path, runs: Path) -> None:
+    """What is measured so far, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
+    compared = {
+        f"{first_stage}.{depth}": compare(first_stage, depth, lists, runs) for first_stage in LISTS for depth in DEPTHS
+    }
+    kept = {name: retained(name, runs) for name in ROWS if (runs / "measured" / name / "mmlu.json").exists()}
+    trained = {name: cost(runs / name) for name in TRAININGS if is_logged(runs / name)}
+    summary = {"ranking": compared, "retention": kept, "training": trained}
+    (runs / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    to_tensorboard(str(runs), "results", summary)
+    tables = [table(compared, kept), differences(compared), kept_over_direct(kept), trainings(trained)]
+    (runs / "summary.md").write_text("\n".join(table for table in tables if table.count("\n") > 2))
+    draw_trade_off(compared, kept, runs / "trade_off.png")
+    learners = [name for name in trained if name not in ROWS or ROWS[name].depths]
+    draw_curves(learners, runs, runs / "learning_curves.png")
+    print(f"\n{(runs / 'summary.md').read_text()}\nfigures: {runs}/summary.json   pictures: {runs}/*.png")
+
+
+def compare(first_stage: str, depth: int, lists: Path, runs: Path) -> dict[str, Any]:
+    """nDCG@10 of each row that has ranked so much, and `evaluate.py compare`'s tests against the first stage and direct
+    SFT."""
+    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    own = runs / "measured" / f"{first_stage}.run.txt"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
+    ranked = {name: runs / "measured" / name / f"dl21.{first_stage}.{depth}" for name in ROWS}
+    files = {name: Path(f"{path}.run.txt") for name, path in ranked.items() if Path(f"{path}.json").exists()}
+    if not files:
+        return {first_stage: mean_of(own, lists / "qrels.dl21.txt")}
+    named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in files.items())]
+    found: dict[str, Any] = {}
+    for baseline in (first_stage, "direct"):
+        if baseline not in (first_stage, *files):
+            continue
+        metrics = runs / "compared" / f"{first_stage}.{depth}.{baseline}.json"
+        metrics.unlink(missing_ok=True)  # another row may have come
+        choices = [
+            f"--choices+={name}={path.with_name(path.name.replace('run.txt', 'choices.jsonl.gz'))}"
+            for name, path in files.items()
+        ]
+        options = ["--qrels", f"{lists}/qrels.dl21.txt", "--baseline", baseline, "--candidates", candidates, *choices]
+        evaluate("compare", metrics, *named, *options)
+        result = json.loads(metrics.read_text())
+        if not found:
+            found = {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
+        for one in result["comparisons"]:
+            if one["measure"] == "nDCG@10":
+                found[one["system"]][f"over_{baseline}"] = {
+                    k: one[k] for k in ("difference", "interval", "p", "p_corrected")
+                }
+    return found
+
+
+def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
+    """nDCG@10 of a run that is compared with none."""
+    scores = per_query(read_run(run), read_qrels(qrels), parse_measures(["nDCG@10"]))
+    values = [query["nDCG@10"] for query in scores.values()]
+    return {"mean": fmean(values), "interval": bootstrap_interval(values)}
+
+
+def retained(name: str, runs: Path) -> dict[str, Any]:
+    """What a row still knows, and how much more of it than the base and than direct SFT: question by question."""
+    own = Retention.load(runs / "measured" / name / DETAILS)
+    figures = own.figures()
+    for over, prefix in (("base", ""), ("direct", "over_direct.")):
+        details = runs / "measured" / over / DETAILS
+        if details.exists() and name not in ("base", over):
+            differences = flat(paired(Retention.load(details), own))
+            figures |= {f"{prefix}{figure}": value for figure, value in differences.items()}
+    return figures
