@@ -213,7 +213,7 @@ def adapted(tiny_model: Path, task: str) -> RerankModule[Any]:
 
 
 def distillation_loss(model: Any, conversation: EncodedConversation) -> Tensor:
-    """The mean over the assistant's tokens of the divergence from the model without its adapter, sequence by sequence."""
+    """The mean over the assistant's tokens of the divergence from the model without its adapter, text by text."""
 
     def distributions() -> Tensor:
         logits = model(input_ids=torch.tensor([conversation.ids])).logits[0]

@@ -36,7 +36,7 @@ def arguments(model: Path, task: str, pair: bool, *more: str) -> list[str]:
     own = [f"--data.init_args.batch_size={1 if pair else 2}", *(PAIR if pair else ()), "--trainer.precision=32-true"]
     own += ["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2", "--model.init_args.optimizer.lr=0.001"]
     if task == "distilled":  # some batches are without conversations, and one process has fewer examples
-        own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.3"]
+        own += [f"--config={CONFIGS / 'data' / 'replay.yaml'}", "--data.init_args.replay_share=0.167"]
         own.append("--model.init_args.replay_loss=distillation")
         return command("sft", "lora", "permutations", name, *own, *more, model=model)
     if task != "dpo":
