@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from data_modules.files import put_in_place
+
 if TYPE_CHECKING:
     from data_modules.sources import TeacherWindowsSource
 
@@ -92,8 +94,10 @@ def teachers(data: Path) -> "TeacherWindowsSource":
 
 
 def write(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+    with put_in_place(path) as place:
+        place.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def held() -> int:

@@ -56,12 +56,8 @@ class Bm25:
         ]
 
     def neighbours(self, text: str, k: int) -> list[Passage]:
-        """The `k` best documents for a text or, where `text` is a docid, the `k` best others for that document's."""
-        number = self._numbers.get(text)
-        scores = self._scores(text if number is None else self._passages[number].text)
-        if number is not None:
-            scores[number] = -np.inf
-        return self._best(scores, min(k, len(scores) - (number is not None)))
+        """The `k` best documents for a text, best first."""
+        return self._best(self._scores(text), k)
 
     def _tokenize(self, text: str) -> list[str]:
         import bm25s

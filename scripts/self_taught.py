@@ -73,7 +73,7 @@ def make(
         answers: so many questions are answered; a third as many passages stand beside them as they are, and as many
             again with the question about them.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_same(model, out)
     collection = unlike(passages)
     if not (path := out / "queries.jsonl.gz").exists():
         write_rows(asked(model, collection, asked_about), path)
@@ -90,6 +90,16 @@ def make(
     if not (path := out / "windows.jsonl.gz").exists():
         qids = random.Random(0).sample(list(questions), min(windows, len(questions)))
         write_jsonl(ordered(model, searched({qid: questions[qid] for qid in qids}, collection, size), size), path)
+
+
+def check_same(model: str, out: Path) -> None:
+    """Raise a UserError where a folder holds what another model has made; an empty one is this one's from now on."""
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / "made_by.txt"
+    before = note.read_text().strip() if note.exists() else model
+    if before != model:
+        raise UserError(f"{out} holds what {before} made: remove it, or name another folder for {model}")
+    note.write_text(f"{model}\n")
 
 
 def unlike(passages: Path) -> Collection:

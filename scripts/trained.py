@@ -1,10 +1,10 @@
 """The trainings of `make results`: each after those that it starts from, once, and of the data that are there."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
+from data_modules.sources.shards import hash_of
 from lit_rerank.errors import UserError
 from scripts.recipes import go_on, pays_to_compile
 from scripts.rows import ROWS, TRAININGS
@@ -83,7 +83,7 @@ def made_of(training: str, runs: Path) -> dict[str, str]:
         files["replay"] = replay
     if start is not None:
         files["weights"] = runs / start / "adapter" / "adapter_model.safetensors"
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.exists()}
+    return {name: hash_of(path) for name, path in files.items() if path.exists()}
 
 
 def different(training: str, runs: Path) -> str:

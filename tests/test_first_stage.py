@@ -75,10 +75,10 @@ def test_ties_at_the_last_place_are_cut_by_docid(stage: Bm25) -> None:
 
 
 def test_neighbours(stage: Bm25) -> None:
-    assert [passage.docid for passage in stage.neighbours("a", 2)] == ["e", "b"]
-    assert [passage.docid for passage in stage.neighbours("a", 99)] == ["e", "b", "d", "c"]
-    assert [passage.docid for passage in stage.neighbours("france", 1)] == ["c"]
-    assert stage.neighbours("a", 0) == []
+    assert [passage.docid for passage in stage.neighbours("fleas living", 2)] == ["e", "a"]
+    assert [passage.docid for passage in stage.neighbours("france", 99)] == ["c", "e", "d", "b", "a"]
+    assert [passage.docid for passage in stage.neighbours("d", 1)] == ["e"]  # a text, whatever a docid is
+    assert stage.neighbours("france", 0) == []
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

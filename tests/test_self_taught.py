@@ -9,6 +9,7 @@ import pytest
 from data_modules.catalogue import open_collection
 from data_modules.sources import JsonlSource, MessagesSource
 from lit_rerank import Reranker
+from lit_rerank.errors import UserError
 from scripts import self_taught
 from scripts.recipes import dtype
 from scripts.rows import MODEL
@@ -80,9 +81,14 @@ def test_an_answer_that_was_not_ended_is_none(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_there_is_kept(made: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*.gz")}
     self_taught.make(MODEL, made.parent / "passages.jsonl", made, asked_about=10, windows=10, size=3, answers=2)
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*.gz")} == before
+
+
+def test_what_another_model_made_is_not_taken_for_ones_own(made: Path) -> None:
+    with pytest.raises(UserError, match=f"out holds what {MODEL} made: remove it, or name another folder for other"):
+        self_taught.make("other", made.parent / "passages.jsonl", made, asked_about=10, windows=10)
 
 
 def test_what_all_prompts_come_after_is_read_once_and_changes_nothing() -> None:
