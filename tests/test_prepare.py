@@ -436,7 +436,7 @@ def test_conversations_are_for_replay_alone(source: Path, tiny_model: Path, tmp_
 @pytest.mark.parametrize("prepared", [True, False])
 def test_shards_of_conversations_are_replayed_as_the_file_is(tiny_model: Path, tmp_path: Path, prepared: bool) -> None:
     write_jsonl([record(f"q{i}", 3) for i in range(6)], tmp_path / "r.jsonl")
-    (tmp_path / "talks.jsonl").write_text(TALK + TALK.replace("Because", "Therefore"))
+    (tmp_path / "talks.jsonl").write_text(TALK + '{"text": "Fleas jump."}\n')
     if prepared:
         prepare(str(tmp_path / "talks.jsonl"), output=tmp_path / "talks")
     shards = ShardsSource(tmp_path / ("talks" if prepared else "talks.jsonl"))

@@ -58,9 +58,14 @@ class MessagesSource(DatasetSource[Conversation]):
         super().__init__(path, on_error, example="HuggingFaceTB/smol-smoltalk")
 
     def _record(self, row: Row) -> Conversation:
-        if "messages" not in row and "text" in row:
-            return Conversation(({"role": TEXT, "content": text(row, "text")},))
-        return Conversation(each(row, "messages", message))
+        return conversation(row)
+
+
+def conversation(row: Row) -> Conversation:
+    """`{"messages": [...]}`, or `{"text": str}` where there are none."""
+    if row.get("messages") is None and "text" in row:  # in a table every row has all columns
+        return Conversation(({"role": TEXT, "content": text(row, "text")},))
+    return Conversation(each(row, "messages", message))
 
 
 def message(row: Row) -> Message:

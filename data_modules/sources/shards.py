@@ -14,7 +14,7 @@ from data_modules import manifest, rows  # the modules: they import sources them
 from data_modules.files import user_path
 from data_modules.sources.base import Row, Source, each, field, is_whole, parse_object, text
 from data_modules.sources.dataset import HUB_ID
-from data_modules.sources.messages import Conversation, message
+from data_modules.sources.messages import Conversation, conversation
 from data_modules.sources.own import ranking
 from data_modules.sources.preferences import PreferencePair, pair
 from lit_rerank.errors import UserError
@@ -222,7 +222,7 @@ def _record(row: Row) -> Any:
     kind = rows.kind_of(row)
     if kind is PreferencePair:
         return pair(row)
-    return Conversation(each(row, "messages", message)) if kind is Conversation else ranking(row)
+    return conversation(row) if kind is Conversation else ranking(row)
 
 
 def _unpacked(row: Row) -> Row:

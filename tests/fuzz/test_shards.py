@@ -28,7 +28,7 @@ USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "co
 GOOD: dict[str, list[Any]] = {
     "rankings": [record("q1", 3), record("q2", 2)],
     "pairs": [PreferencePair([USER], "Because.", "No."), PreferencePair("Why?", "Because.", "No.")],
-    "conversations": [Conversation((USER, ASSISTANT)), Conversation((USER, ASSISTANT))],
+    "conversations": [Conversation((USER, ASSISTANT)), Conversation(({"role": "text", "content": "Fleas jump."},))],
 }
 BATCHES = 100  # that are asked for, where a manifest promises more
 PASSES = 12  # records that are asked for without a manifest
