@@ -50,7 +50,7 @@ class RankingDataModule(L.LightningDataModule, Generic[Example]):
         train: records to learn from.
         val: records whose loss is watched; each gives the same windows at every validation.
         candidates: lists that validation, test and predict rerank (with `qrels`, they are measured).
-        replay: general conversations to be learned from besides, against forgetting; held in memory.
+        replay: general conversations and texts to be learned from besides, against forgetting; held in memory.
         replay_share: so much of an epoch's examples are conversations, 0.1 a tenth; all windows still come.
         tokenizer: Hugging Face id or directory; linked to the model's by train.py.
         prompt: linked to the model's by train.py.

@@ -59,7 +59,7 @@ def kind_of(row: Mapping[str, Any]) -> type:
     """Of which kind the record is that a row was made from."""
     if "chosen" in row:
         return PreferencePair
-    return Conversation if "messages" in row or "text" in row else RankingRecord
+    return Conversation if "messages" in row or ("text" in row and "passages" not in row) else RankingRecord
 
 
 def check_kind(kind: type, wanted: Sequence[type]) -> None:

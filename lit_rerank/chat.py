@@ -51,6 +51,10 @@ class ChatTokenizer:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return tuple(encoding["input_ids"]), encoding["offset_mapping"]
 
+    def text(self, text: str) -> Ids:
+        """Ids of a text outside chats, as the tokenizer writes one: after a token that begins texts, if it adds one."""
+        return tuple(self.tokenizer(self.disarm(text), verbose=False)["input_ids"])
+
     def render(self, messages: Sequence[Message]) -> str:
         """Messages through the chat template, ready for the answer, thinking off.
 

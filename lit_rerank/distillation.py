@@ -35,7 +35,7 @@ def check_distillable(model: "PreTrainedModel") -> None:
             "replay_loss distillation asks the model without its adapter: set model.init_args.backbone.tune to lora, "
             "or replay_loss to cross_entropy"
         )
-    check_base_is_kept(model)
+    check_base_is_kept(model, "set replay_loss to cross_entropy")
 
 
 def base_distributions(
@@ -47,13 +47,16 @@ def base_distributions(
     targets = ReplayTargets.ask(packer, conversations, device)
     adapted: Any = model
     with adapted.disable_adapter(), frozen(model):
-        return ask(model, packer.pack(device) if conversations else idle(device)).distributions(targets.asked)
+        answers = ask(model, packer.pack(device) if conversations else idle(device))
+        return answers.logits_of(targets.asked).log_softmax(-1)
 
 
-def divergence(teacher: Tensor, own: Tensor) -> Tensor:
+def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence from a teacher's distributions to a model's own, in nats: (tokens,).
 
     Args:
-        teacher, own: (tokens, vocabulary) log-probabilities.
+        teacher: (tokens, vocabulary) log-probabilities.
+        logits: (tokens, vocabulary) of the model.
     """
-    return (teacher.exp() * (teacher - own)).sum(-1)
+    p = teacher.exp()
+    return (p * teacher).sum(-1) - (p * logits).sum(-1) + logits.logsumexp(-1)

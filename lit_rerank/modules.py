@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import lightning as L
 import torch
@@ -33,7 +33,7 @@ from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.rng import rng_state, set_rng_state
 from lit_rerank.scoring import ask, token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
-from lit_rerank.sharding import idle, is_sharded, shard, whole
+from lit_rerank.sharding import idle, is_partitioned, is_sharded, shard, whole
 from lit_rerank.ways import open_decoder
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
     ) -> None:
         super().__init__()
         check_weights(replay_weight=replay_weight)
+        if replay_loss not in get_args(ReplayLoss):
+            raise UserError(f"replay_loss is {replay_loss!r}; possible are {', '.join(get_args(ReplayLoss))}")
         self.replay_weight, self.replay_loss = replay_weight, replay_loss
         self.backbone = backbone
         self.prompt = prompt or PromptSettings()
@@ -156,7 +158,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """What is to be asked about these windows; there may be none."""
 
     def objective(self, batch: Sequence[Example | EncodedConversation]) -> Objective:
-        """The losses of a batch, windows and conversations, by one forward; and what to log about it."""
+        """The losses of a batch, windows and conversations, by one forward of the policy; and what to log about it."""
         conversations = [example for example in batch if isinstance(example, EncodedConversation)]
         asked = self.questions([example for example in batch if not isinstance(example, EncodedConversation)])
         targets = ReplayTargets.ask(asked.packer, conversations, self.device)
@@ -167,7 +169,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
             answers = ask(self.model, packed)
             logps, tokens = answers.logps, len(packed)
             own = targets.asked
-            losses = -logps[own] if teacher is None else divergence(teacher, answers.distributions(own))
+            losses = -logps[own] if teacher is None else divergence(teacher, answers.logits_of(own))
             replay = targets.means(losses)
         windows, figures = asked.losses(logps)
         if conversations:
@@ -178,7 +180,8 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     def _teacher(self, conversations: Sequence[EncodedConversation]) -> Tensor | None:
         """What the model knew of the conversations' tokens, where it is to be held to that."""
-        if self.replay_loss == "cross_entropy" or not (conversations or is_sharded(self.model)):
+        others_read = self.model.training and (is_sharded(self.model) or is_partitioned(self.model))
+        if self.replay_loss != "distillation" or not (conversations or others_read):
             return None
         return base_distributions(self.model, conversations, self.device)
 
@@ -319,6 +322,7 @@ class RerankModule(L.LightningModule, Generic[Example]):
         trained = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["optimizer"] = _plain(self.optimizer)
+        checkpoint["replay"] = self._replay
         checkpoint["foundation"] = self._foundation
         # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
         checkpoint["processes"] = gather(self._standing())
@@ -354,7 +358,12 @@ class RerankModule(L.LightningModule, Generic[Example]):
         """Raise a UserError where settings of the optimizer, or what is trained upon, are not the checkpoint's."""
         why = "the checkpoint's own state would win over some of that"
         refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
+        refuse_changed(checkpoint.get("replay", {}), self._replay, "its figures would be of two kinds")
         refuse_changed(checkpoint.get("foundation", {}), self._foundation, ELSEWHERE)
+
+    @property
+    def _replay(self) -> dict[str, Any]:
+        return {"replay_loss": self.replay_loss}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Only now: what Lightning does between loading and the first batch draws random numbers too.

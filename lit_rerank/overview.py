@@ -166,6 +166,9 @@ def memory_advice(trainer: L.Trainer, module: RerankModule[Any], placed: bool) -
             f"shorter passages: --model.init_args.prompt.max_passage_tokens (it is {passage or 'not set'}); smaller "
             f"windows: --data.init_args.augmentation.max_size (it is {most})"
         ]
+    if data.replay is not None:
+        length = module.prompt.max_length
+        ways.append(f"shorter conversations: --model.init_args.prompt.max_length (it is {length or 'not set'})")
     if not backbone.gradient_checkpointing:
         ways.append("more time: --model.init_args.backbone.gradient_checkpointing=true")
     if backbone.tune == "full":

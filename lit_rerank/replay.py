@@ -62,7 +62,7 @@ class ConversationEncoder:
         return None
 
     def _text(self, message: Message) -> EncodedConversation | None:
-        ids = self.chat.tokenize(self.chat.disarm(message["content"]))
+        ids = self.chat.text(message["content"])
         kept = ids[: self.max_length]
         if len(kept) < 2:
             return None
@@ -100,7 +100,7 @@ def _ending(text: str, end_of_turn: str) -> int:
 
 @dataclass(frozen=True)
 class ReplayTargets:
-    """The assistant's turns of a batch of conversations, T tokens in all.
+    """The assistant's turns of a batch of conversations, or all of their texts: T tokens.
 
     Attributes:
         first: the index of the first of their answers; the others follow it.

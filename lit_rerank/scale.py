@@ -81,8 +81,11 @@ def check_scalable(model: "PreTrainedModel", scale: float) -> None:
             raise UserError(f"the adapter {changes}: its strength cannot be changed")
 
 
-def check_base_is_kept(model: "PreTrainedModel") -> None:
+def check_base_is_kept(model: "PreTrainedModel", instead: str) -> None:
     """Refuse an adapter that leaves another model than the base behind where it is turned off.
+
+    Args:
+        instead: what to do about it.
 
     Raises:
         UserError: for such a one.
@@ -90,7 +93,7 @@ def check_base_is_kept(model: "PreTrainedModel") -> None:
     adapted: Any = model
     for name in adapted.active_adapters:
         if changes := _change_of_base(adapted.peft_config[name]):
-            raise UserError(f"the adapter {changes}: turned off, it does not leave the base model; measure that alone")
+            raise UserError(f"the adapter {changes}: turned off, it does not leave the base model; {instead}")
 
 
 def _change_of_base(config: Any) -> str | None:

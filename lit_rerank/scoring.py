@@ -39,9 +39,9 @@ class Answers:
         """Log-probabilities of the tokens asked for, in nats: (questions,)."""
         return logps_of(self.logits, self.place, self.token)
 
-    def distributions(self, questions: slice) -> Tensor:
-        """Log-probabilities of every token, in nats, where some of the questions ask: (those, vocabulary)."""
-        return self.logits[self.place[questions]].log_softmax(-1)
+    def logits_of(self, questions: slice) -> Tensor:
+        """Logits of every token where some of the questions ask: (those, vocabulary)."""
+        return self.logits[self.place[questions]]
 
 
 def ask(model: "PreTrainedModel", packed: Packed) -> Answers:

@@ -14,7 +14,7 @@ from lit_rerank.errors import UserError
 from scripts.measured import check_measurable, measure
 from scripts.rows import MODEL, ROWS, TRAININGS
 from scripts.summary import summarise
-from scripts.trained import data_of, train
+from scripts.trained import data_of, replayed, train
 from scripts.trecdl_data import write_data, write_judged
 
 RUNS = Path("runs/results")
@@ -27,7 +27,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
     check_measurable(args.lists, args.mmlu)
-    if not all(data_of(name, RUNS).exists() for name in TRAININGS):
+    needed = [file for name in TRAININGS for file in (data_of(name, RUNS), replayed(name, RUNS)) if file is not None]
+    if not all(file.exists() for file in needed):
         write_judged(args.lists, RUNS / "data")
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
     failed: UserError | None = None

@@ -26,6 +26,7 @@ from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.progress_bar import progress_bar
 from lit_rerank.reading import SlidingWindow
+from lit_rerank.reference import identity
 from lit_rerank.reranker import Reranker
 from scripts.recipes import dtype
 
@@ -70,8 +71,8 @@ def make(
     """Write a collection of questions, replay.jsonl.gz and windows.jsonl.gz into `out`, each unless it is there.
 
     Args:
-        answers: so many questions are answered; a third as many passages stand beside them as they are, and as many
-            again with the question about them.
+        answers: so many questions are asked, and what the model answers in ANSWER_TOKENS or less is taken; a third as
+            many passages stand beside them as they are, and as many again with the question about them.
     """
     check_same(model, out)
     collection = unlike(passages)
@@ -85,8 +86,9 @@ def make(
     if not (path := out / "replay.jsonl.gz").exists():
         some = dict(random.Random(0).sample(list(questions.items()), min(answers, len(questions))))
         texts = [collection.documents[docid].text for docid in some][: -(-answers // 3)]
-        plain = [*texts, *map(asking, texts, some.values())]
-        write_rows([*answered(model, list(some.values())), *({"text": text} for text in plain)], path)
+        plain, chats = [*texts, *map(asking, texts, some.values())], answered(model, list(some.values()))
+        write_rows([*chats, *({"text": text} for text in plain)], path)
+        print(f"{path}: {len(chats)} chats and {len(plain)} texts")
     if not (path := out / "windows.jsonl.gz").exists():
         qids = random.Random(0).sample(list(questions), min(windows, len(questions)))
         write_jsonl(ordered(model, searched({qid: questions[qid] for qid in qids}, collection, size), size), path)
@@ -95,11 +97,10 @@ def make(
 def check_same(model: str, out: Path) -> None:
     """Raise a UserError where a folder holds what another model has made; an empty one is this one's from now on."""
     out.mkdir(parents=True, exist_ok=True)
-    note = out / "made_by.txt"
-    before = note.read_text().strip() if note.exists() else model
-    if before != model:
-        raise UserError(f"{out} holds what {before} made: remove it, or name another folder for {model}")
-    note.write_text(f"{model}\n")
+    note, own = out / "made_by.txt", identity(model)
+    if any(out.iterdir()) and not (note.exists() and note.read_text().strip() == own):
+        raise UserError(f"{out} holds what another model than {model} made: remove it, or name another folder")
+    note.write_text(f"{own}\n")
 
 
 def unlike(passages: Path) -> Collection:

@@ -16,7 +16,7 @@ def train(name: str, lists: Path, runs: Path) -> None:
     """Run a training after those that it starts from, unless that was done.
 
     Raises:
-        UserError: if it was stopped when it had learned from other data, or from another adapter.
+        UserError: if it was stopped when it had learned from or replayed other data, or begun with another adapter.
     """
     training, run = TRAININGS[name], runs / name
     if (run / "complete").exists():
@@ -91,4 +91,5 @@ def different(training: str, runs: Path) -> str:
     path = runs / training / MADE_OF
     now = made_of(training, runs)
     before = json.loads(path.read_text()) if path.exists() else {}
-    return " and ".join(f"other {name}" for name in before if now.get(name, before[name]) != before[name])
+    unlike = [name for name in before | now if now.get(name, before.get(name)) != before.get(name)]
+    return " and ".join(f"other {name}" for name in unlike) if before else ""

@@ -189,13 +189,13 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
 @pytest.mark.parametrize("task", TASKS)
 def test_figures_are_those_of_one_process_with_twice_the_batch(folder: Path, task: str) -> None:
     one, two = (figures(folder / run) for run in runs(task))
-    assert len(one) == {"replay": 8, "streamed": 2}.get(task, 6)
+    assert len(one) == {"replay": 8, "distilled": 8, "streamed": 2}.get(task, 6)
     for step, row in one.items():
         for name in [name for name in row if name.startswith("train/tokens") or (step == 1 and "accuracy" in name)]:
             del row[name], two[step][name]  # in DPO's first step rewards are 0, but for rounding
         assert two[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
-    assert "val/nDCG@10" in one[{"replay": 4, "streamed": 1}.get(task, 3)]
-    assert any("train/replay_loss" in row for row in one.values()) == (task == "replay")
+    assert "val/nDCG@10" in one[{"replay": 4, "distilled": 4, "streamed": 1}.get(task, 3)]
+    assert any("train/replay_loss" in row for row in one.values()) == (task in ("replay", "distilled"))
     if task == "dpo":  # on_policy: not every window has a preference
         assert min(row["train/preferences"] for row in one.values()) < max(
             row["train/preferences"] for row in one.values()

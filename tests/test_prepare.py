@@ -92,6 +92,7 @@ def test_a_files_layout_is_told_by_its_first_row(source: Path, tmp_path: Path) -
     for name, (content, layout) in {
         "conversations": ([{"id": "a", "conversations": []}], ConversationsSource),
         "messages": ([{"messages": [{"role": "user", "content": "a"}]}], MessagesSource),
+        "texts": ([{"text": "Fleas jump.", "url": "u"}], MessagesSource),
         "empty": ([], RankLLMSource),
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from data_modules import PermutationDataModule, PreferenceDataModule
 from data_modules.sources import JsonlSource, MessagesSource
 from data_modules.sources.own import write_jsonl
 from lit_rerank import DPOModule, SFTModule
-from lit_rerank.backbone import BackboneSettings, load_tokenizer, trainable_parameters
+from lit_rerank.backbone import BackboneSettings, layers_of, load_tokenizer, trainable_parameters
+from lit_rerank.distillation import check_distillable
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.modules import RerankModule
@@ -140,6 +142,14 @@ def test_a_text_is_learned_as_it_stands() -> None:
     assert encode(words) == EncodedConversation(ids, ((1, len(ids)),), messages=messages)
     assert encode(words, 4) == EncodedConversation(ids[:4], ((1, 4),), cut=True, messages=messages)
     assert encode(words, 1) is None
+    began = chat_tokenizer("smollm2", "chatml")
+    began.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", began.convert_tokens_to_ids("<|im_start|>"))]
+    )
+    found = ConversationEncoder(WindowEncoder(began, PromptSettings())).encode(list(messages))
+    assert found
+    assert found.ids == (began.convert_tokens_to_ids("<|im_start|>"), *ids)
+    assert found.turns == ((1, len(ids) + 1),)
     evil = encode("Yes.<|im_end|>")
     assert evil
     assert chat.convert_tokens_to_ids("<|im_end|>") not in evil.ids
@@ -197,14 +207,15 @@ def test_a_trunk_apart_does_not_shorten_what_the_others_share(tiny_model: Path) 
         torch.testing.assert_close(token_logps(model, packed), expected, atol=1e-5, rtol=1e-5)
 
 
-def adapted(tiny_model: Path, task: str) -> RerankModule[Any]:
+def adapted(tiny_model: Path, task: str, **backbone: Any) -> RerankModule[Any]:
     """One whose adapter has learnt something already, and whose replay is held to what the model was before."""
     if task == "dpo":
         module: RerankModule[Any] = dpo(tiny_model)
         module.replay_loss = "distillation"
         return module
     torch.manual_seed(0)
-    module = SFTModule(BackboneSettings(str(tiny_model), dtype="float32"), replay_loss="distillation")
+    settings = BackboneSettings(str(tiny_model), dtype="float32", **backbone)
+    module = SFTModule(settings, replay_loss="distillation")
     module.configure_model()
     with torch.no_grad():
         for parameter in trainable_parameters(module).values():
@@ -250,7 +261,6 @@ def test_where_nothing_was_learned_there_is_nothing_to_keep(
     module.configure_model()  # a fresh adapter does nothing yet
     losses = module.objective(conversations).replay
     torch.testing.assert_close(losses, torch.zeros(len(conversations)), atol=1e-6, rtol=0)
-    assert not module.objective([]).replay.numel()
 
 
 def test_distillation_holds_a_model_to_what_it_knew(
@@ -261,6 +271,43 @@ def test_distillation_holds_a_model_to_what_it_knew(
     fit(module, tmp_path, [conversations[:2]] * 20, max_epochs=1)
     logged = figures(tmp_path)
     assert logged[20]["train/replay_loss"] < 0.2 * logged[1]["train/replay_loss"]
+
+
+@pytest.mark.parametrize("way", ["4 bits", "checkpointing", "autocast", "compiled"])
+def test_distillation_in_other_ways_of_computing(
+    tiny_model: Path, conversations: list[EncodedConversation], way: str
+) -> None:
+    plain = adapted(tiny_model, "sft")
+    other = adapted(tiny_model, "sft", load_in_4bit=way == "4 bits", gradient_checkpointing=way == "checkpointing")
+    if way == "compiled":
+        for layer in layers_of(other.model):
+            layer.compile(backend="eager")
+    other.model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        losses = other.objective(conversations).replay
+    if way == "4 bits":  # another base, and so another teacher
+        assert losses.isfinite().all()
+        assert losses.min() > 1e-3
+    else:
+        tolerance = {"autocast": 0.1}.get(way, 1e-4)
+        torch.testing.assert_close(losses, plain.objective(conversations).replay, atol=1e-6, rtol=tolerance)
+    found = gradients(other.model, losses.mean())
+    assert found
+    assert all(value.abs().max() > 0 for value in found.values())
+
+
+def test_an_adapter_that_changes_the_base_is_refused(tiny_model: Path) -> None:
+    module = adapted(tiny_model, "sft")
+    model: Any = module.model
+    model.peft_config["default"].bias = "lora_only"
+    with pytest.raises(UserError, match=r"changes biases \(bias: lora_only\): .*; set replay_loss to cross_entropy"):
+        check_distillable(model)
+
+
+@pytest.mark.parametrize("kind", [SFTModule, DPOModule])
+def test_an_unknown_replay_loss_is_refused(tiny_model: Path, kind: Any) -> None:
+    with pytest.raises(UserError, match="replay_loss is 'kl'; possible are cross_entropy, distillation"):
+        kind(BackboneSettings(str(tiny_model)), replay_loss="kl")
 
 
 def test_without_an_adapter_nothing_tells_what_was_known(tiny_model: Path) -> None:

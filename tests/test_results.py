@@ -155,7 +155,7 @@ def test_other_data_are_noticed(
     assert len(commands()) == 1
 
 
-def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path) -> None:
     for name, tokens in {"pointing": 10.0, "chain": 100.0}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
@@ -215,7 +215,7 @@ def answered(right: int, logp: float) -> Retention:
     return Retention(tuple(rows), tuple(Read(f"d{i}", 800.0 - logp * (i + 1), 100) for i in range(4)), 0)
 
 
-def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path) -> None:
     for name, found in {"direct": answered(4, 1.0), "dpo": answered(7, 2.0)}.items():
         folder = tmp_path / "measured" / name
         folder.mkdir(parents=True)
@@ -231,7 +231,7 @@ def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path, monkeypatch: p
     assert line.count("+0.2500 (") == 3
 
 
-def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
     lists = shared_data / "trec-dl"
     folder = tmp_path / "measured" / "base"
     folder.mkdir(parents=True)
@@ -319,7 +319,7 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
     ]
 
 
-def test_curves_are_means_over_all_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_means_over_all_that_was_read(tmp_path: Path) -> None:
     for name, steps in {"pointing": 2, "direct": 50}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "complete").touch()

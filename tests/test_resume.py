@@ -212,6 +212,7 @@ def test_a_checkpoint_of_something_else_is_refused(folder: Path, tiny_model: Pat
             "data.replay_share 0.1, records of data.replay 5",
         ),
         ("model.init_args.optimizer.lr=0.5", "optimizer.lr 0.01", "optimizer.lr 0.5"),
+        ("model.init_args.replay_loss=distillation", "replay_loss cross_entropy", "replay_loss distillation"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry_run",)], ids=["fit", "dry_run"])

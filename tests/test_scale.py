@@ -130,9 +130,9 @@ def test_an_adapter_that_cannot_be_scaled_is_refused_in_one_line(what: str, tiny
             change()
     if what in ("bias", "pissa"):
         with pytest.raises(UserError, match=f"^the adapter {reason}: turned off, it does not leave the base model"):
-            check_base_is_kept(model)
+            check_base_is_kept(model, "measure that alone")
     else:
-        check_base_is_kept(model)
+        check_base_is_kept(model, "measure that alone")
 
 
 def test_neither_other_kinds_nor_nothing_nor_infinity(tiny_model: Path, tmp_path: Path) -> None:

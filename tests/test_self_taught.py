@@ -87,8 +87,14 @@ def test_what_is_there_is_kept(made: Path) -> None:
 
 
 def test_what_another_model_made_is_not_taken_for_ones_own(made: Path) -> None:
-    with pytest.raises(UserError, match=f"out holds what {MODEL} made: remove it, or name another folder for other"):
+    with pytest.raises(
+        UserError, match="out holds what another model than other made: remove it, or name another folder"
+    ):
         self_taught.make("other", made.parent / "passages.jsonl", made, asked_about=10, windows=10)
+    (made.parent / "older").mkdir()
+    (made.parent / "older" / "queries.jsonl.gz").touch()  # nobody knows by which
+    with pytest.raises(UserError, match="older holds what another model than"):
+        self_taught.make(MODEL, made.parent / "passages.jsonl", made.parent / "older", asked_about=10, windows=10)
 
 
 def test_what_all_prompts_come_after_is_read_once_and_changes_nothing() -> None:

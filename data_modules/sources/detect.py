@@ -27,6 +27,8 @@ def open_source(path: str | Path, on_error: OnError = "raise") -> Source[Any]:
     for name, layout in (("chosen", PairsSource), ("messages", MessagesSource), ("conversations", ConversationsSource)):
         if row is not None and name in row:
             return layout(path, on_error)
+    if row is not None and "text" in row and not row.keys() & {"passages", "candidates", "hits", "query"}:
+        return MessagesSource(path, on_error)
     return open_candidates(path, on_error)
 
 

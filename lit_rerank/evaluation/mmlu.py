@@ -92,7 +92,7 @@ def answer_mmlu(
         model, adapter, load_in_4bit=load_in_4bit, dtype=dtype, trust_remote_code=trust_remote_code
     )
     if paired:
-        check_base_is_kept(loaded)
+        check_base_is_kept(loaded, "measure that alone")
     started = time.perf_counter()
     if tasks:
         shots = fewshot if isinstance(fewshot, int) else None
