@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lit_rerank.errors import UserError, out_of_memory
-from lit_rerank.processor import slow_bfloat16
+from lit_rerank.processor import settle_functions, slow_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,7 @@ def load_model(
 
     from lit_rerank.attention import PACKED
 
+    settle_functions()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": dtype}
     loaded: Any
     found: Any

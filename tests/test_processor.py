@@ -5,9 +5,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rerank import processor
 from lit_rerank.backbone import load_for_inference
@@ -16,6 +18,8 @@ from scripts import recipes
 from tests.training import command, train_in, write_data
 
 CPU = torch.device("cpu")
+OF_MKL = {"acos", "asin", "atan", "cos", "erf", "erfc", "exp", "expm1", "log", "log10", "log1p", "log2", "sin", "sqrt"}
+OF_MKL |= {"tan", "tanh"}
 Slow = Callable[[float], None]
 
 
@@ -79,6 +83,18 @@ def test_inference_says_what_to_set(dtype: str, slow: Slow, tiny_model: Path, tm
         load_for_inference(str(tmp_path), dtype="float32", device="cpu")
 
 
+def test_functions_of_mkl_are_called_on_one_number_first(tiny_model: Path) -> None:
+    processor.settle_functions.cache_clear()
+    with Called() as loading:
+        model = load_for_inference(str(tiny_model), device="cpu")
+    with Called() as reading:
+        ids = torch.arange(300)[None]
+        model(input_ids=ids, labels=ids).loss.exp()
+    needed = reading.sizes.keys() & OF_MKL
+    assert {"cos", "sin", "exp"} <= needed
+    assert {name: loading.sizes[name][0] for name in needed} == dict.fromkeys(needed, 1)
+
+
 def test_recipes_are_run_in_what_the_processor_is_fast_at(slow: Slow) -> None:
     slow(0.5)
     assert (recipes.dtype(), recipes.arithmetic()) == ("bfloat16", ())
@@ -91,6 +107,19 @@ def test_a_warning_to_users_is_one_line() -> None:
     in_one_line(lambda: None)
     assert warnings.formatwarning("set this", UserWarning, "a.py", 7) == "warning: set this\n"
     assert "a.py:7" in warnings.formatwarning("set this", FutureWarning, "a.py", 7)
+
+
+class Called(TorchDispatchMode):
+    """The sizes of what each operation was called on, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], torch.Tensor):
+            self.sizes.setdefault(function.overloadpacket.__name__, []).append(args[0].numel())
+        return function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
