@@ -1,4 +1,4 @@
-"""What SFT and DPO share as LightningModules: the step, its figures, validation, checkpoints."""
+"""What SFT and DPO share as LightningModules: the step, its figures, validation."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,15 +7,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
-import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.records import RankingRecord
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
-from lit_rerank.checkpoints import refuse_changed
 from lit_rerank.distillation import base_distributions, check_distillable, divergence
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
@@ -30,7 +27,7 @@ from lit_rerank.preferences import PreferenceExample
 from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
-from lit_rerank.rng import rng_state, set_rng_state
+from lit_rerank.resuming import ELSEWHERE, FOUNDATION, ResumableModule
 from lit_rerank.scoring import ask, token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_partitioned, is_sharded, shard, whole
@@ -43,7 +40,6 @@ Evaluated = dict[str, list[Ranking]] | None
 Example = TypeVar("Example", EncodedWindow, PreferenceExample)
 Figures = Mapping[str, tuple[Tensor | float, int]]
 ReplayLoss = Literal["cross_entropy", "distillation"]
-ELSEWHERE = "what was learned means something else there"
 
 
 @dataclass
@@ -77,7 +73,7 @@ class Objective:
     figures: Figures
 
 
-class RerankModule(L.LightningModule, Generic[Example]):
+class RerankModule(ResumableModule, Generic[Example]):
     """A listwise LLM reranker in training.
 
     One loss unit everywhere: the mean over the windows of an optimizer step, whatever batch size, accumulation and
@@ -111,12 +107,10 @@ class RerankModule(L.LightningModule, Generic[Example]):
         self.prompt = prompt or PromptSettings()
         self.optimizer = optimizer or OptimizerSettings()
         self.reranking = reranking or RerankSettings()
-        self.strict_loading = False  # checkpoints hold only what is trained
         self.ranking_metrics = TrecMetrics(self.reranking.measures)
         self.tokens_read = 0
-        self._figures = {stage: Means() for stage in ("train", "val", "test")}
+        self._figures = {"train": self.train_figures, "val": Means(), "test": Means()}
         self._read: list[Read] = []  # since the last optimizer step
-        self._resumed: dict[str, Any] | None = None
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -318,76 +312,12 @@ class RerankModule(L.LightningModule, Generic[Example]):
 
     # -- checkpoints and devices ----------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = trainable_parameters(self)
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["optimizer"] = _plain(self.optimizer)
-        checkpoint["replay"] = self._replay
-        checkpoint["foundation"] = self._foundation
-        # Each process draws its own random numbers, and amid an accumulation it has figures and gradients of its own.
-        checkpoint["processes"] = gather(self._standing())
-        if any(process["figures"] for process in checkpoint["processes"]):
-            checkpoint["gradients"] = self._mean_gradients()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name: value.shape for name, value in trainable_parameters(self).items()}
-        saved = trained  # of sharded weights, which Lightning has taken out by now
-        if "state_dict" in checkpoint:
-            saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-        unlike = [name for name in saved | trained if saved.get(name) != trained.get(name)]
-        if unlike:
-            raise UserError(
-                f"the checkpoint is of another backbone or adapter: {len(unlike)} of its parameters differ in name or "
-                f"shape, such as {unlike[0]}"
-            )
-        if "processes" not in checkpoint:
-            raise UserError(
-                "the checkpoint does not hold where its run stood: another version of lit-rerank, or another program, "
-                "wrote it; start anew from its adapter (model.init_args.backbone.adapter)"
-            )
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self.check_resumed(checkpoint)
-        else:
-            told = dict(checkpoint.get("foundation", {}))
-            told.pop("backbone.load_in_4bit", None)  # what is only read may be rounded otherwise
-            refuse_changed(told, self._foundation, ELSEWHERE, "Name what it was trained upon")
-        processes = checkpoint["processes"]
-        self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
-
-    def check_resumed(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise a UserError where settings of the optimizer, or what is trained upon, are not the checkpoint's."""
-        why = "the checkpoint's own state would win over some of that"
-        refuse_changed(checkpoint.get("optimizer", {}), _plain(self.optimizer), why)
-        refuse_changed(checkpoint.get("replay", {}), self._replay, "its figures would be of two kinds")
-        refuse_changed(checkpoint.get("foundation", {}), self._foundation, ELSEWHERE)
-
-    @property
-    def _replay(self) -> dict[str, Any]:
-        return {"replay_loss": self.replay_loss}
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Only now: what Lightning does between loading and the first batch draws random numbers too.
-        if self._resumed is not None:
-            set_rng_state(self._resumed["rng"])
-            self._figures["train"].set_state(self._resumed["figures"])
-            parameters = trainable_parameters(self)
-            for name, gradient in self._resumed["gradients"].items():
-                parameters[name].grad = gradient.to(parameters[name].device)
-            self._resumed = None
-
-    def _standing(self) -> dict[str, Any]:
-        """Where this process stands; a run that has not yet gone on stands where it was resumed."""
-        if self._resumed is not None:
-            return {name: self._resumed[name] for name in ("rng", "figures")}
-        return {"rng": rng_state(), "figures": self._figures["train"].state()}
-
-    def _mean_gradients(self) -> dict[str, Tensor]:
-        """The gradients of an accumulation under way, as all processes may go on from: in the end they are averaged."""
-        if self._resumed is not None:
-            return dict(self._resumed["gradients"])
-        reduce = self.trainer.strategy.reduce
-        found = {name: p.grad for name, p in trainable_parameters(self).items() if p.grad is not None}
-        return {name: reduce(gradient.clone(), reduce_op="mean") for name, gradient in found.items()}
+    def fixed(self) -> dict[str, tuple[dict[str, Any], str]]:
+        return {
+            "optimizer": (_plain(self.optimizer), "the checkpoint's own state would win over some of that"),
+            "replay": ({"replay_loss": self.replay_loss}, "its figures would be of two kinds"),
+            FOUNDATION: (self._foundation, ELSEWHERE),
+        }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # windows and records; tensors are made where they are used

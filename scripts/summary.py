@@ -39,38 +39,39 @@ def summarise(lists: Path, runs: Path) -> None:
 
 
 def compare(first_stage: str, depth: int, lists: Path, runs: Path) -> dict[str, Any]:
-    """nDCG@10 of each row that has ranked so much, and `evaluate.py compare`'s tests against the first stage and direct
-    SFT."""
-    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    """nDCG@10 of each row that has ranked so much, with `evaluate.py compare`'s tests against the first stage and
+    direct SFT."""
+    candidates, qrels = f"{lists}/dl21.{first_stage}.top100.jsonl.gz", f"{lists}/qrels.dl21.txt"
     own = runs / "measured" / f"{first_stage}.run.txt"
     own.parent.mkdir(parents=True, exist_ok=True)
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
-    ranked = {name: runs / "measured" / name / f"dl21.{first_stage}.{depth}" for name in ROWS}
-    files = {name: Path(f"{path}.run.txt") for name, path in ranked.items() if Path(f"{path}.json").exists()}
-    if not files:
-        return {first_stage: mean_of(own, lists / "qrels.dl21.txt")}
-    named = [f"{first_stage}={own}", *(f"{name}={path}" for name, path in files.items())]
+    ranked = {name: f"{runs}/measured/{name}/dl21.{first_stage}.{depth}" for name in ROWS}
+    ranked = {name: path for name, path in ranked.items() if Path(f"{path}.json").exists()}
+    if not ranked:
+        return {first_stage: mean_of(own, Path(qrels))}
+    words = [
+        f"{first_stage}={own}",
+        *(f"{name}={path}.run.txt" for name, path in ranked.items()),
+        *(f"--choices+={name}={path}.choices.jsonl.gz" for name, path in ranked.items()),
+        *("--qrels", qrels, "--candidates", candidates),
+    ]
     found: dict[str, Any] = {}
-    for baseline in (first_stage, "direct"):
-        if baseline not in (first_stage, *files):
-            continue
-        metrics = runs / "compared" / f"{first_stage}.{depth}.{baseline}.json"
-        metrics.unlink(missing_ok=True)  # another row may have come
-        choices = [
-            f"--choices+={name}={path.with_name(path.name.replace('run.txt', 'choices.jsonl.gz'))}"
-            for name, path in files.items()
-        ]
-        options = ["--qrels", f"{lists}/qrels.dl21.txt", "--baseline", baseline, "--candidates", candidates, *choices]
-        evaluate("compare", metrics, *named, *options)
-        result = json.loads(metrics.read_text())
-        if not found:
-            found = {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
+    for baseline in [first_stage, *({"direct"} & ranked.keys())]:
+        result = compared_with(baseline, runs / "compared" / f"{first_stage}.{depth}.{baseline}.json", words)
+        found = found or {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
         for one in result["comparisons"]:
             if one["measure"] == "nDCG@10":
-                found[one["system"]][f"over_{baseline}"] = {
-                    k: one[k] for k in ("difference", "interval", "p", "p_corrected")
-                }
+                kept = ("difference", "interval", "p", "p_corrected")
+                found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in kept}
     return found
+
+
+def compared_with(baseline: str, metrics: Path, words: list[str]) -> dict[str, Any]:
+    """What `evaluate.py compare` says of systems, against one of them; anew, for another row may have come."""
+    metrics.unlink(missing_ok=True)
+    evaluate("compare", metrics, *words, "--baseline", baseline)
+    result: dict[str, Any] = json.loads(metrics.read_text())
+    return result
 
 
 def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
