@@ -1,7 +1,8 @@
 """The pictures of `make results`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from matplotlib.figure import Figure
 from scripts.learning import over_guessing, read_until
 from scripts.recipes import curve
 from scripts.rows import ROWS
+
+Logged = Callable[[Path], list[tuple[int, float]]]  # of a run: (step, value)
 
 
 def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]], path: Path) -> None:
@@ -33,22 +36,33 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
         axis.axhline(ranking["bm25"]["mean"], color="grey", linestyle=":", label="BM25's own order")
         axis.set(xlabel=f"{measure}: change from the base", ylabel="nDCG@10, DL 2021, BM25's top 20")
     axes[1].invert_xaxis()  # fewer bits are better
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def draw_curves(trained: Iterable[str], runs: Path, path: Path) -> None:
     """How the models learn, over all tokens that they have read, practice included: the choice loss of training, and
     nDCG@10 of BM25's top 20 of DL 2021 where it was watched."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for name in trained:
-        for axis, points in zip(axes, (over_guessing(runs / name), curve(runs / name, "val/nDCG@10")), strict=True):
-            read = read_until(name, [step for step, _ in points], runs)
-            if points and not math.isnan(read[0]):
-                axis.plot(read, [value for _, value in points], ".-", label=name)
-    axes[0].set(xlabel="tokens read", ylabel="choice loss over that of guessing")
-    axes[1].set(xlabel="tokens read", ylabel="nDCG@10, DL 2021, BM25's top 20")
-    for axis in (axis for axis in axes if axis.lines):
-        axis.legend()
+    logged: dict[str, Logged] = {
+        "choice loss over that of guessing": over_guessing,
+        "nDCG@10, DL 2021, BM25's top 20": partial(curve, figure="val/nDCG@10"),
+    }
+    names = list(trained)
+    panels = {label: {name: points(name, values, runs) for name in names} for label, values in logged.items()}
+    drawn = {label: curves for label, curves in panels.items() if any(curves.values())} or panels
+    figure = Figure(figsize=(5.5 * len(drawn), 4), layout="constrained")
+    for axis, (label, curves) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        for name, found in curves.items():
+            if found:
+                axis.plot(*zip(*found, strict=True), ".-", label=name)
+        axis.set(xlabel="tokens read", ylabel=label)
+        if axis.lines:
+            axis.legend()
     figure.savefig(path, dpi=120)
+
+
+def points(name: str, values: Logged, runs: Path) -> list[tuple[float, float]]:
+    """A figure of a training, by how many tokens were read until then; none where that is not known."""
+    found = values(runs / name)
+    read = read_until(name, [step for step, _ in found], runs)
+    return [(tokens, value) for tokens, (_, value) in zip(read, found, strict=True) if not math.isnan(tokens)]
