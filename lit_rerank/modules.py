@@ -27,7 +27,7 @@ from lit_rerank.preferences import PreferenceExample
 from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
-from lit_rerank.resuming import ELSEWHERE, FOUNDATION, ResumableModule
+from lit_rerank.resuming import FOUNDATION, ResumableModule
 from lit_rerank.scoring import ask, token_logps
 from lit_rerank.settings import OptimizerSettings, RerankSettings, check_weights
 from lit_rerank.sharding import idle, is_partitioned, is_sharded, shard, whole
@@ -196,7 +196,7 @@ class RerankModule(ResumableModule, Generic[Example]):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if accumulates(self.trainer):
             return
-        figures = self._figures["train"].collect()
+        figures = self.train_figures.collect()
         self._check_finite(figures)
         # Lightning divides each batch's loss by accumulate_grad_batches, and DDP averages over processes.
         (_, windows), (_, replayed) = (figures.get(name, (0.0, 0)) for name in ("loss", "replay_loss"))
@@ -316,7 +316,7 @@ class RerankModule(ResumableModule, Generic[Example]):
         return {
             "optimizer": (_plain(self.optimizer), "the checkpoint's own state would win over some of that"),
             "replay": ({"replay_loss": self.replay_loss}, "its figures would be of two kinds"),
-            FOUNDATION: (self._foundation, ELSEWHERE),
+            FOUNDATION: (self._foundation, "what was learned means something else there"),
         }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

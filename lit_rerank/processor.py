@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 SLOW = 4.0  # times float32's time: more than any overhead
 ROWS, WIDTH = 64, 576
+OF_MKL = ("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt", "tan")
+OF_MKL += ("tanh", "trunc")
 
 
 @cache
@@ -24,7 +26,7 @@ def bfloat16_slowdown() -> float:
 
 @cache
 def settle_functions() -> None:
-    """Call each function that a forward takes from MKL once, on one number, hence in one thread.
+    """Call each function that torch takes from MKL (ATen/cpu/vml.h) once, on one number, hence in one thread.
 
     MKL chooses a function's kernel in its first call in a process. Where two threads make that call at once, one of
     them may compute its half by a kernel that is wrong from the fourth digit on (PyTorch issue 188792; here, the rotary
@@ -33,8 +35,8 @@ def settle_functions() -> None:
     import torch
 
     for dtype in (torch.float32, torch.float64):
-        one = torch.ones(1, dtype=dtype)
-        for function in ("cos", "sin", "tan", "exp", "expm1", "log", "log1p", "log2", "sqrt", "tanh", "erf"):
+        one = torch.ones(1, dtype=dtype, device="cpu")  # whatever device is the default
+        for function in OF_MKL:
             getattr(one, function)()
 
 

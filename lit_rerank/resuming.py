@@ -14,7 +14,6 @@ from lit_rerank.errors import UserError
 from lit_rerank.means import Means, gather
 from lit_rerank.rng import rng_state, set_rng_state
 
-ELSEWHERE = "what was learned means something else there"
 FOUNDATION = "foundation"
 
 
@@ -36,7 +35,8 @@ class ResumableModule(L.LightningModule):
     def fixed(self) -> dict[str, tuple[dict[str, Any], str]]:
         """What a run that is resumed must have as before, by its key in a checkpoint: settings by name, and why.
 
-        What the run stands on is under "foundation"; what is only read, too, must stand on that.
+        What the run stands on is under "foundation"; what is only read, too, must stand on that, but for how it is
+        rounded.
         """
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -67,9 +67,9 @@ class ResumableModule(L.LightningModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self.check_resumed(checkpoint)
         else:
-            told = dict(checkpoint.get(FOUNDATION, {}))
+            told, (now, why) = dict(checkpoint.get(FOUNDATION, {})), self.fixed()[FOUNDATION]
             told.pop("backbone.load_in_4bit", None)  # what is only read may be rounded otherwise
-            refuse_changed(told, self.fixed()[FOUNDATION][0], ELSEWHERE, "Name what it was trained upon")
+            refuse_changed(told, now, why, "Name what it was trained upon")
         processes = checkpoint["processes"]
         self._resumed = processes[self.global_rank % len(processes)] | {"gradients": checkpoint.get("gradients", {})}
 

@@ -42,13 +42,13 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
 
 def draw_curves(trained: Iterable[str], runs: Path, path: Path) -> None:
     """How the models learn, over all tokens that they have read, practice included: the choice loss of training, and
-    nDCG@10 of BM25's top 20 of DL 2021 where it was watched."""
+    nDCG@10 of BM25's top 20 of DL 2021, which has no place where it was not watched."""
     logged: dict[str, Logged] = {
         "choice loss over that of guessing": over_guessing,
         "nDCG@10, DL 2021, BM25's top 20": partial(curve, figure="val/nDCG@10"),
     }
     names = list(trained)
-    panels = {label: {name: points(name, values, runs) for name in names} for label, values in logged.items()}
+    panels = {label: {name: by_tokens(name, values, runs) for name in names} for label, values in logged.items()}
     drawn = {label: curves for label, curves in panels.items() if any(curves.values())} or panels
     figure = Figure(figsize=(5.5 * len(drawn), 4), layout="constrained")
     for axis, (label, curves) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
@@ -61,7 +61,7 @@ def draw_curves(trained: Iterable[str], runs: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def points(name: str, values: Logged, runs: Path) -> list[tuple[float, float]]:
+def by_tokens(name: str, values: Logged, runs: Path) -> list[tuple[float, float]]:
     """A figure of a training, by how many tokens were read until then; none where that is not known."""
     found = values(runs / name)
     read = read_until(name, [step for step, _ in found], runs)

@@ -19,6 +19,8 @@ from scripts.pictures import draw_curves, draw_trade_off
 from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS
 from scripts.tables import differences, kept_over_direct, table, trainings
 
+TESTED = ("difference", "interval", "p", "p_corrected")
+
 
 def summarise(lists: Path, runs: Path) -> None:
     """What is measured so far, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
@@ -61,8 +63,7 @@ def compare(first_stage: str, depth: int, lists: Path, runs: Path) -> dict[str, 
         found = found or {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
         for one in result["comparisons"]:
             if one["measure"] == "nDCG@10":
-                kept = ("difference", "interval", "p", "p_corrected")
-                found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in kept}
+                found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in TESTED}
     return found
 
 

@@ -18,8 +18,6 @@ from scripts import recipes
 from tests.training import command, train_in, write_data
 
 CPU = torch.device("cpu")
-OF_MKL = {"acos", "asin", "atan", "cos", "erf", "erfc", "exp", "expm1", "log", "log10", "log1p", "log2", "sin", "sqrt"}
-OF_MKL |= {"tan", "tanh"}
 Slow = Callable[[float], None]
 
 
@@ -90,9 +88,17 @@ def test_functions_of_mkl_are_called_on_one_number_first(tiny_model: Path) -> No
     with Called() as reading:
         ids = torch.arange(300)[None]
         model(input_ids=ids, labels=ids).loss.exp()
-    needed = reading.sizes.keys() & OF_MKL
-    assert {"cos", "sin", "exp"} <= needed
-    assert {name: loading.sizes[name][0] for name in needed} == dict.fromkeys(needed, 1)
+    needed = [key for key in reading.sizes if key[0] in processor.OF_MKL]
+    assert {(name, torch.float32, CPU) for name in ("cos", "sin", "exp")} <= {*needed}
+    assert [loading.sizes[key][0] for key in needed] == [1] * len(needed)
+
+
+def test_functions_of_mkl_are_called_on_the_processor() -> None:
+    processor.settle_functions.cache_clear()
+    with Called() as called, torch.device("meta"):
+        processor.settle_functions()
+    settled = {key for key in called.sizes if key[0] in processor.OF_MKL}
+    assert settled == {(name, dtype, CPU) for name in processor.OF_MKL for dtype in (torch.float32, torch.float64)}
 
 
 def test_recipes_are_run_in_what_the_processor_is_fast_at(slow: Slow) -> None:
@@ -110,15 +116,16 @@ def test_a_warning_to_users_is_one_line() -> None:
 
 
 class Called(TorchDispatchMode):
-    """The sizes of what each operation was called on, in order."""
+    """How many numbers each operation was called on, in order, by its name, their dtype and their device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: dict[str, list[int]] = {}
+        self.sizes: dict[tuple[str, torch.dtype, torch.device], list[int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], torch.Tensor):
-            self.sizes.setdefault(function.overloadpacket.__name__, []).append(args[0].numel())
+            key = (function.overloadpacket.__name__, args[0].dtype, args[0].device)
+            self.sizes.setdefault(key, []).append(args[0].numel())
         return function(*args, **(kwargs or {}))
 
 

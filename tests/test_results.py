@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from data_modules.choices import WindowChoices, write_choices
@@ -24,7 +25,7 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.prompt_settings import save_prompt_settings
-from scripts import check_results, learning, measured, ship_adapter, summary, tables, trained, trecdl_data
+from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained, trecdl_data
 from scripts.rows import DEPTHS, LISTS, MODEL, ROWS
 from tests.references import save_adapter
 
@@ -331,6 +332,16 @@ def test_curves_are_means_over_all_that_was_read(tmp_path: Path) -> None:
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert learning.over_guessing(tmp_path / "direct") == [(19, 0.5), (39, 1.0), (49, 1.5)]
     assert learning.read_until("direct", [0, 19], tmp_path) == [30, 220]  # practice read 20
+    curve = pictures.by_tokens("direct", learning.over_guessing, tmp_path)
+    assert curve == [(220, 0.5), (420, 1.0), (520, 1.5)]
+    pictures.draw_curves(["direct"], tmp_path, tmp_path / "one.png")
+    for name in ("pointing", "direct"):
+        (tmp_path / name / "metrics.jsonl").open("a").write('{"step": 1, "val/nDCG@10": 0.4}\n')
+    pictures.draw_curves(["direct"], tmp_path, tmp_path / "two.png")
+    one, two = (imread(tmp_path / name).shape for name in ("one.png", "two.png"))
+    assert (2 * one[1], one[0]) == (two[1], two[0])  # what was not watched has no place
+    (tmp_path / "pointing" / "complete").unlink()
+    assert pictures.by_tokens("direct", learning.over_guessing, tmp_path) == []
 
 
 def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
