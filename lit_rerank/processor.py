@@ -9,8 +9,24 @@ if TYPE_CHECKING:
 
 SLOW = 4.0  # times float32's time: more than any overhead
 ROWS, WIDTH = 64, 576
-OF_MKL = ("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt", "tan")
-OF_MKL += ("tanh", "trunc")
+OF_MKL = [
+    "acos",
+    "asin",
+    "atan",
+    "cos",
+    "erf",
+    "erfc",
+    "erfinv",
+    "exp",
+    "log",
+    "log10",
+    "log2",
+    "sin",
+    "sqrt",
+    "tan",
+    "tanh",
+    "trunc",
+]
 
 
 @cache
