@@ -31,8 +31,8 @@ def settle_functions() -> None:
     """Call each function that torch takes from MKL (ATen/cpu/vml.h) once, on one number, hence in one thread.
 
     MKL chooses a function's kernel in its first call in a process. Where two threads make that call at once, one of
-    them may compute its half by a kernel that is wrong from the fourth digit on (PyTorch issue 188792; here, the rotary
-    embedding's cosines in 31 of 1800 processes, in none of 2400 after this).
+    them may compute its half by a kernel that is wrong from the fourth digit on (PyTorch issue 188792; seen in the
+    rotary embedding's cosines).
     """
     import torch
 
