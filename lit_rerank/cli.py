@@ -88,6 +88,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
         from lit_rerank.evaluation.compare import compare_runs
+        from lit_rerank.evaluation.fuse import fuse_runs
         from lit_rerank.evaluation.index import index_collection
         from lit_rerank.evaluation.injection import measure_injection
         from lit_rerank.evaluation.merge import merge_adapter
@@ -108,6 +109,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "merge": merge_adapter,
             "sweep": sweep_scales,
             "compare": compare_runs,
+            "fuse": fuse_runs,
             "injection": measure_injection,
             "index": index_collection,
         }

@@ -33,7 +33,10 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 
 
 def test_the_slowdown_is_measured() -> None:
+    threads = torch.get_num_threads()
+    processor.bfloat16_slowdown.cache_clear()
     assert 0 < processor.bfloat16_slowdown() < math.inf
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16-mixed", "bf16-true", "weights in torch.bfloat16", "bfloat16"])
