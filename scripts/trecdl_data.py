@@ -2,8 +2,9 @@
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
-(`scripts.self_taught`). DL 2021, on which models are measured, gives nothing to learn from; `make results` alone makes
-two files of it, for an upper bound and to be learned by heart.
+(`scripts.self_taught`): train.jsonl.gz. What is harder is in lists.jsonl.gz, to go on with: windows whose passages have
+all been found for their question. DL 2021, on which models are measured, gives nothing to learn from; `make results`
+alone makes two files of it, for an upper bound and to be learned by heart.
 """
 
 import argparse
@@ -31,6 +32,8 @@ DRAWN = {  # records
     "splade": 400,
     "cranfield": 400,
 }
+LISTED = {"asked": 800, "self_taught": 850, "found": 800, "judged": 400, "teachers": 350}  # records of lists.jsonl.gz
+BEST = 20  # of SPLADE++ED's list, which count as relevant
 ASKED = 3000  # passages; not every question is of use
 
 
@@ -64,14 +67,21 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
     }
-    records = {name: drawn(name, source) for name, source in sources.items()}
+    listed: dict[str, Iterable[RankingRecord]] = {
+        "asked": JudgedSource(str(out / "self_taught"), LISTED["asked"], 4, 8, Negatives(near=1.0, siblings=0.0), 7),
+        "self_taught": sources["self_taught"],
+        "found": found(lists),
+        "judged": judged(lists, "dl19"),
+        "teachers": teachers(data),
+    }
     queries = Queries(span=0.3, sentence=0.7)
     pairs = list(PointingSource(passages, PAIRS + HELD_OUT, queries=queries))
     write_files(
         {
             "pointing": pairs[:PAIRS],
             "pointing.val": pairs[PAIRS:],
-            "train": [record for some in records.values() for record in some],
+            "train": drawn(sources, DRAWN),
+            "lists": drawn(listed, LISTED),
         },
         out,
     )
@@ -80,7 +90,7 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
 def write_judged(lists: Path, out: Path) -> None:
     """Write judged.jsonl.gz and few.jsonl.gz, of DL 2021: for an upper bound, and to be learned by heart."""
     out.mkdir(parents=True, exist_ok=True)
-    graded = list(judged(lists))
+    graded = list(judged(lists, "dl21"))
     write_files({"judged": graded, "few": few(graded)}, out)
 
 
@@ -90,12 +100,15 @@ def write_files(files: Mapping[str, Sequence[RankingRecord]], out: Path) -> None
         print(f"{out / name}.jsonl.gz: {len(written)} records")
 
 
-def drawn(name: str, source: Iterable[RankingRecord]) -> list[RankingRecord]:
-    """As many of a source's records as are wanted, at random."""
-    records = list(source)
-    if len(records) < DRAWN[name]:
-        raise UserError(f"{name}: there are {len(records)} records, and {DRAWN[name]} are wanted")
-    return random.Random(name).sample(records, DRAWN[name])
+def drawn(sources: Mapping[str, Iterable[RankingRecord]], wanted: Mapping[str, int]) -> list[RankingRecord]:
+    """As many of each source's records as are wanted, at random."""
+    taken: list[RankingRecord] = []
+    for name, source in sources.items():
+        records = list(source)
+        if len(records) < wanted[name]:
+            raise UserError(f"{name}: there are {len(records)} records, and {wanted[name]} are wanted")
+        taken += random.Random(name).sample(records, wanted[name])
+    return taken
 
 
 def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
@@ -107,11 +120,11 @@ def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
     return ({"docid": docid, "text": text} for docid, text in known.items())
 
 
-def judged(lists: Path, of_each: int = 10, size: int = 8, depth: int = 30) -> Iterator[RankingRecord]:
-    """Windows from the upper part of DL 2021's lists: up to one passage of each grade, above others of grade 0."""
+def judged(lists: Path, year: str, of_each: int = 10, size: int = 8, depth: int = 30) -> Iterator[RankingRecord]:
+    """Windows from the upper part of a year's lists: up to one passage of each grade, above others of grade 0."""
     for first_stage in ("bm25", "splade_pp_ed"):
-        path = lists / f"dl21.{first_stage}.top100.jsonl.gz"
-        for record in CandidatesSource(path, depth=depth, qrels=lists / "qrels.dl21.txt", teacher="qrels"):
+        path = lists / f"{year}.{first_stage}.top100.jsonl.gz"
+        for record in CandidatesSource(path, depth=depth, qrels=lists / f"qrels.{year}.txt", teacher="qrels"):
             of_grade: dict[int, list[int]] = {}
             for place, grade in enumerate(Window.of(record, range(len(record.passages))).grades or ()):
                 of_grade.setdefault(max(grade, 0), []).append(place)
@@ -150,6 +163,26 @@ def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> It
             places = sorted(draw.sample(unlike, min(size, len(unlike))))
             window = Window.of(record, places)
             yield RankingRecord(f"{record.qid}:{number}", record.query, window.passages, window.permutation)
+
+
+def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
+    """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others that it
+    does not find, from the upper part of BM25's list."""
+    better = {record.qid: record for record in CandidatesSource(lists / "dl22.splade_pp_ed.top100.jsonl.gz")}
+    for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz"):
+        passages, unlike = record.passages, _without_copies(record)
+        rank = {passage.text: place for place, passage in reversed([*enumerate(better[record.qid].passages)])}
+        good = [place for place in unlike if rank.get(passages[place].text, BEST) < BEST]
+        others = [place for place in unlike if place < depth and passages[place].text not in rank]
+        for number in range(of_each if good and others else 0):
+            draw = random.Random(f"{record.qid}/{number}")
+            relevant = draw.sample(good, min(draw.randint(1, 3), len(good)))
+            relevant.sort(key=lambda place: rank[passages[place].text])
+            order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
+            shown = draw.sample(order, len(order))
+            permutation = tuple(shown.index(place) + 1 for place in order)
+            window = tuple(passages[place] for place in shown)
+            yield RankingRecord(f"{record.qid}:found:{number}", record.query, window, permutation, len(relevant))
 
 
 def _without_copies(record: RankingRecord) -> list[int]:
