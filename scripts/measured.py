@@ -8,10 +8,11 @@ from pathlib import Path
 from data_modules.sources.base import existing_file
 from lit_rerank.errors import UserError
 from scripts.recipes import dtype
-from scripts.rows import LISTS, MODEL, Row
+from scripts.rows import DEPTHS, IN_ROUNDS, LISTS, MODEL, Row
 
 READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
+ROUNDS = ("--window", "4", "--rounds", "4")
 QUESTIONS = 570
 MMLU = "test_20_per_subject.jsonl.gz"
 DETAILS = "mmlu.details.jsonl"
@@ -25,12 +26,14 @@ def check_measurable(lists: Path, mmlu: Path) -> None:
 
 
 def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
-    """Rank both lists to both depths, and ask what the model still knows."""
+    """Rank both lists to both depths, in rounds where that is asked for, and ask what the model still knows."""
     folder = runs / "measured" / name
     adapter = None if row.training is None else runs / row.training / "adapter"
     for first_stage in LISTS:
         for depth in row.depths:
             rank(adapter, row.decode, first_stage, depth, lists, folder)
+        if row.rounds:
+            rank_in_rounds(adapter, first_stage, lists, folder)
     if row.asked and adapter is None:
         ask(None, mmlu, folder)
     elif row.asked:
@@ -41,13 +44,26 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
 
 def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
     """Rank the upper part of a first stage's lists of DL 2021."""
-    out = folder / f"dl21.{first_stage}.{depth}"
     sliding = SLIDING if decode != "likelihood" else ("--window", str(depth), "--stride", "1")
-    candidates = f"{lists}/dl21.{first_stage}.top100.jsonl.gz"
+    out = folder / f"dl21.{first_stage}.{depth}"
+    _rerank(adapter, f"dl21.{first_stage}", lists, out, "--decode", decode, *sliding, "--depth", str(depth))
+
+
+def rank_in_rounds(adapter: Path | None, first_stage: str, lists: Path, folder: Path) -> None:
+    """Rank it in small windows that are dealt at random, and fuse that with the first stage's order."""
+    depth = str(DEPTHS[0])
+    out, fused = (folder / f"dl21.{first_stage}.{depth}.{reading}" for reading in IN_ROUNDS)
+    own = f"{out}.first_stage.run.txt"
+    _rerank(adapter, f"dl21.{first_stage}", lists, out, *ROUNDS, "--depth", depth, "--first_stage_run", own)
+    if not Path(f"{fused}.run.txt").exists():
+        run("fuse", f"{out}.run.txt", own, "--run", f"{fused}.run.txt")
+
+
+def _rerank(adapter: Path | None, candidates: str, lists: Path, out: Path, *reading: str) -> None:
+    named = ["--candidates", f"{lists}/{candidates}.top100.jsonl.gz", "--qrels", f"{lists}/qrels.dl21.txt"]
     files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
-    asked = ["--candidates", candidates, "--qrels", f"{lists}/qrels.dl21.txt", "--decode", decode]
-    options = [*READING, "--dtype", dtype(), *sliding, "--depth", str(depth)]
-    evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *asked, *files, *options)
+    options = [*READING, "--dtype", dtype(), *reading]
+    evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *named, *files, *options)
 
 
 def ask(adapter: Path | None, mmlu: Path, folder: Path, base: Path | None = None) -> None:
@@ -63,10 +79,18 @@ def _model(adapter: Path | None) -> list[str]:
 
 
 def evaluate(command: str, metrics: Path, *options: str) -> None:
-    """Run `evaluate.py`, unless its figures are there."""
-    if metrics.exists():
-        return
-    words = ["evaluate.py", command, *options, "--metrics", str(metrics)]
+    """Run a command of `evaluate.py`, unless its figures are there."""
+    if not metrics.exists():
+        run(command, *options, "--metrics", str(metrics))
+
+
+def run(command: str, *options: str) -> None:
+    """Run a command of `evaluate.py`.
+
+    Raises:
+        UserError: if it fails.
+    """
+    words = ["evaluate.py", command, *options]
     print(f"\n== python {shlex.join(words)}\n", flush=True)
     if subprocess.run([sys.executable, *words]).returncode:
         raise UserError(f"evaluate.py {command} has failed; its message stands above")

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 MODEL = "models/smollm2-135m-instruct"
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
+IN_ROUNDS = ("rounds", "fused")  # of the upper 20: alone, and with the first stage's order
+COLUMNS = (
+    *(f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS),
+    *(f"{first_stage}.{DEPTHS[0]}.{reading}" for first_stage in LISTS for reading in IN_ROUNDS),
+)
+DIRECT = ("--model.init_args.prompt.format=direct",)
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 JUDGED = (
@@ -49,7 +55,8 @@ class Row:
         title: what it is.
         training: whose adapter is measured; None: the model as it is.
         decode: how it ranks.
-        depths: how much of a list it ranks.
+        depths: how much of a list it ranks in sliding windows.
+        rounds: whether it ranks the upper part of a list in rounds, too.
         asked: whether it is asked what it still knows.
     """
 
@@ -58,18 +65,30 @@ class Row:
     decode: str
     depths: tuple[int, ...] = DEPTHS
     asked: bool = True
+    rounds: bool = False
+
+
+def title_of(column: str) -> str:
+    """A column's heading: the first stage, how much of its lists, and how they are read where windows do not slide."""
+    first_stage, depth, *reading = column.split(".")
+    return ", ".join([first_stage, f"top {depth}", *reading])
 
 
 TRAININGS = {
     "pointing": Training("trecdl.pointing", data="pointing"),
-    # About as much work as chain SFT and DPO are together: direct answers are shorter, so that there are more of them.
-    "direct": Training(
-        "trecdl.sft",
-        "pointing",
-        ("--model.init_args.prompt.format=direct", "--trainer.max_steps=616", "--trainer.val_check_interval=308"),
+    # Direct answers are shorter, hence the more of them: about as much work as chain SFT and DPO are together.
+    "direct_asked": Training(
+        "trecdl.sft", "pointing", (*DIRECT, "--trainer.max_steps=616", "--trainer.val_check_interval=308")
     ),
-    "chain": Training("trecdl.sft", "pointing"),
-    "dpo": Training("trecdl.dpo", "chain"),
+    "chain_asked": Training("trecdl.sft", "pointing"),
+    "direct": Training(
+        "trecdl.lists",
+        "direct_asked",
+        (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120"),
+        "lists",
+    ),
+    "chain": Training("trecdl.lists", "chain_asked", data="lists"),
+    "dpo": Training("trecdl.dpo", "chain", data="lists"),
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
     "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
@@ -78,9 +97,11 @@ TRAININGS = {
 ROWS = {
     "base": Row("untuned", None, "chain", depths=(20,)),  # it answers in the order of its input
     "likelihood": Row("untuned, query likelihood", None, "likelihood", asked=False),
-    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct"),
-    "chain": Row("chain SFT", "chain", "chain"),
-    "dpo": Row("chain SFT + DPO", "dpo", "chain"),
+    "direct_asked": Row("direct SFT, before the lists", "direct_asked", "direct", depths=(20,)),
+    "chain_asked": Row("chain SFT, before the lists", "chain_asked", "chain", depths=(20,)),
+    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct", rounds=True),
+    "chain": Row("chain SFT", "chain", "chain", rounds=True),
+    "dpo": Row("chain SFT + DPO", "dpo", "chain", rounds=True),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("chain SFT, 150 steps, without replay", "forgetful", "chain", depths=(20,)),
     # What the model and its format can hold: it has learned the judgements that it is measured by.

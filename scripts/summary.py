@@ -16,7 +16,7 @@ from lit_rerank.paired import flat, paired
 from scripts.learning import cost, is_logged
 from scripts.measured import DETAILS, evaluate
 from scripts.pictures import draw_curves, draw_trade_off
-from scripts.rows import DEPTHS, LISTS, ROWS, TRAININGS
+from scripts.rows import COLUMNS, ROWS, TRAININGS
 from scripts.tables import differences, kept_over_direct, table, trainings
 
 TESTED = ("difference", "interval", "p", "p_corrected")
@@ -24,9 +24,7 @@ TESTED = ("difference", "interval", "p", "p_corrected")
 
 def summarise(lists: Path, runs: Path) -> None:
     """What is measured so far, compared with the first stage and with direct SFT: summary.json, .md and pictures."""
-    compared = {
-        f"{first_stage}.{depth}": compare(first_stage, depth, lists, runs) for first_stage in LISTS for depth in DEPTHS
-    }
+    compared = {column: compare(column, lists, runs) for column in COLUMNS}
     kept = {name: retained(name, runs) for name in ROWS if (runs / "measured" / name / "mmlu.json").exists()}
     trained = {name: cost(runs / name) for name in TRAININGS if is_logged(runs / name)}
     summary = {"ranking": compared, "retention": kept, "training": trained}
@@ -40,26 +38,28 @@ def summarise(lists: Path, runs: Path) -> None:
     print(f"\n{(runs / 'summary.md').read_text()}\nfigures: {runs}/summary.json   pictures: {runs}/*.png")
 
 
-def compare(first_stage: str, depth: int, lists: Path, runs: Path) -> dict[str, Any]:
-    """nDCG@10 of each row that has ranked so much, with `evaluate.py compare`'s tests against the first stage and
-    direct SFT."""
+def compare(column: str, lists: Path, runs: Path) -> dict[str, Any]:
+    """nDCG@10 of each row that has ranked a column's lists, with `evaluate.py compare`'s tests against the first stage
+    and direct SFT."""
+    first_stage = column.partition(".")[0]
     candidates, qrels = f"{lists}/dl21.{first_stage}.top100.jsonl.gz", f"{lists}/qrels.dl21.txt"
     own = runs / "measured" / f"{first_stage}.run.txt"
     own.parent.mkdir(parents=True, exist_ok=True)
     write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
-    ranked = {name: f"{runs}/measured/{name}/dl21.{first_stage}.{depth}" for name in ROWS}
-    ranked = {name: path for name, path in ranked.items() if Path(f"{path}.json").exists()}
+    ranked = {name: f"{runs}/measured/{name}/dl21.{column}" for name in ROWS}
+    ranked = {name: path for name, path in ranked.items() if Path(f"{path}.run.txt").exists()}
     if not ranked:
         return {first_stage: mean_of(own, Path(qrels))}
+    chosen = {name: file for name, path in ranked.items() if Path(file := f"{path}.choices.jsonl.gz").exists()}
     words = [
         f"{first_stage}={own}",
         *(f"{name}={path}.run.txt" for name, path in ranked.items()),
-        *(f"--choices+={name}={path}.choices.jsonl.gz" for name, path in ranked.items()),
+        *(f"--choices+={name}={file}" for name, file in chosen.items()),
         *("--qrels", qrels, "--candidates", candidates),
     ]
     found: dict[str, Any] = {}
     for baseline in [first_stage, *({"direct"} & ranked.keys())]:
-        result = compared_with(baseline, runs / "compared" / f"{first_stage}.{depth}.{baseline}.json", words)
+        result = compared_with(baseline, runs / "compared" / f"{column}.{baseline}.json", words)
         found = found or {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
         for one in result["comparisons"]:
             if one["measure"] == "nDCG@10":

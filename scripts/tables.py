@@ -3,7 +3,7 @@
 from typing import Any
 
 from lit_rerank.comparison.significance import show_p
-from scripts.rows import DEPTHS, LISTS, ROWS
+from scripts.rows import COLUMNS, ROWS, title_of
 
 KEPT = {
     "answer_logprob": "answer log-likelihood",
@@ -19,16 +19,15 @@ def table(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) 
 
     Of MMLU's two forms, the row that nothing is compared with has the p-values of being no better than chance.
     """
-    columns = [f"{first_stage}, top {depth}" for first_stage in LISTS for depth in DEPTHS]
+    columns = [column for column in COLUMNS if column in compared]
     lines = [
-        "| " + " | ".join(["", *columns, *KEPT.values()]) + " |",
+        "| " + " | ".join(["", *map(title_of, columns), *KEPT.values()]) + " |",
         "|---" * (1 + len(columns) + len(KEPT)) + "|",
     ]
-    lists = [f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS]
-    first_stage = [_mean(compared[key][key.partition(".")[0]]) for key in lists]
+    first_stage = [_mean(compared[column][column.partition(".")[0]]) for column in columns]
     lines.append("| " + " | ".join(["first stage", *first_stage, *[""] * len(KEPT)]) + " |")
     for name in (row for row in ROWS if row in kept or any(row in systems for systems in compared.values())):
-        cells = [ROWS[name].title, *(_mean(compared[key].get(name)) for key in lists)]
+        cells = [ROWS[name].title, *(_mean(compared[column].get(name)) for column in columns)]
         cells += [_kept(kept.get(name), measure) for measure in KEPT]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -38,15 +37,15 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
     """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values, which are corrected
     (Benjamini-Hochberg) for all rows and measures that are compared with the same on the same lists."""
     lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
-    for key, systems in compared.items():
+    for column, systems in compared.items():
         for name, figures in ((name, systems[name]) for name in ROWS if name in systems):
-            for over in (key.partition(".")[0], "direct"):
+            for over in (column.partition(".")[0], "direct"):
                 found = figures.get(f"over_{over}")
                 if found is not None:
                     low, high = found["interval"]
                     change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
                     tests = f"{show_p(found['p'])} | {show_p(found['p_corrected'])}"
-                    lines.append(f"| {key.replace('.', ', top ')} | {ROWS[name].title} | {over} | {change} | {tests} |")
+                    lines.append(f"| {title_of(column)} | {ROWS[name].title} | {over} | {change} | {tests} |")
     return "\n".join(lines) + "\n"
 
 

@@ -35,7 +35,7 @@ def train(name: str, lists: Path, runs: Path) -> None:
         options += ["--trainer.num_sanity_val_steps=0", *processes()]  # sixteen lists, reranked before the first step
         if replay is not None:
             options.append(f"--data.init_args.replay.init_args.path={replay}")
-        for part in ("val", "candidates") if training.recipe == "trecdl.sft" else ("candidates",):
+        for part in ("candidates",) if training.recipe == "trecdl.dpo" else ("val", "candidates"):
             options += [
                 f"--data.init_args.{part}.init_args.path={lists}/dl21.bm25.top100.jsonl.gz",
                 f"--data.init_args.{part}.init_args.qrels={lists}/qrels.dl21.txt",

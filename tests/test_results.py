@@ -26,7 +26,7 @@ from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.prompt_settings import save_prompt_settings
 from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained, trecdl_data
-from scripts.rows import DEPTHS, LISTS, MODEL, ROWS
+from scripts.rows import COLUMNS, LISTS, MODEL, ROWS
 from tests.references import save_adapter
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
@@ -116,7 +116,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
         def __init__(self, words: list[str], **_: object) -> None:
             asked.append(words[1:])
-            if "--metrics" in words:
+            if "fuse" in words:
+                Path(words[words.index("--run") + 1]).touch()
+            elif "--metrics" in words:
                 metrics = Path(words[words.index("--metrics") + 1])
                 metrics.parent.mkdir(parents=True, exist_ok=True)
                 metrics.write_text("{}")
@@ -144,15 +146,20 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     for words in commands():
         (fits if words[0] == "train.py" else evaluations).append(words)
     recipes = [next(w for w in words if "recipes/" in w) for words in fits]
-    assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.dpo"]
-    assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True]
-    assert f"--model.init_args.backbone.adapter={tmp_path}/chain/adapter" in fits[2]
-    assert [words[1] for words in evaluations] == ["rerank"] * 4 + ["mmlu"] * 2
+    assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.sft", "trecdl.dpo"]
+    assert "configs/recipes/trecdl.lists.yaml" in fits[2]
+    assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True, True]
+    starts = [f"--model.init_args.backbone.adapter={tmp_path}/{start}/adapter" for start in ("chain_asked", "chain")]
+    assert [start in words for start, words in zip(starts, fits[2:], strict=True)] == [True, True]
+    assert [words[1] for words in evaluations] == ["rerank", "rerank", "rerank", "fuse"] * 2 + ["mmlu"] * 2
+    rounds, fuse = evaluations[2:4]
+    for option in ("--run", "--first_stage_run"):
+        assert rounds[rounds.index(option) + 1] in fuse[2:4]
     base, own = evaluations[-2:]  # what is known is compared with what the base knows
     assert "--adapter" not in base
     known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
     assert own[own.index("--against") + 1] == str(known)
-    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*evaluations[:4], own])
+    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*evaluations[:3], *evaluations[4:7], own])
     trained.train(row.training, Path("lists"), tmp_path)
     measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
     assert not commands()
@@ -181,15 +188,15 @@ def test_other_data_are_noticed(
 
 
 def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path) -> None:
-    for name, tokens in {"pointing": 10.0, "chain": 100.0}.items():
+    for name, tokens in {"pointing": 10.0, "chain_asked": 100.0}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
         row = {"step": 0, "train/tokens": tokens}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         (tmp_path / name / "complete").touch()
-    assert [learning.read_before(name, tmp_path) for name in ("pointing", "chain", "dpo")] == [0, 20, 220]
-    (tmp_path / "chain" / "metrics.jsonl").unlink()  # an adapter that came without its training
-    assert math.isnan(learning.read_before("dpo", tmp_path))
+    assert [learning.read_before(name, tmp_path) for name in ("pointing", "chain_asked", "chain")] == [0, 20, 220]
+    (tmp_path / "chain_asked" / "metrics.jsonl").unlink()  # an adapter that came without its training
+    assert math.isnan(learning.read_before("chain", tmp_path))
 
 
 def test_what_measuring_needs_is_named_before_any_work(tmp_path: Path) -> None:
@@ -213,11 +220,7 @@ def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
-    compared = {
-        f"{first_stage}.{depth}": {first_stage: FIGURES, "base": FIGURES, "dpo": FIGURES}
-        for first_stage in LISTS
-        for depth in DEPTHS
-    }
+    compared = {column: {column.partition(".")[0]: FIGURES, "base": FIGURES, "dpo": FIGURES} for column in COLUMNS}
     change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
     kept = {
         "base": {"answer_logprob": -1.3678, "answer_margin": 0.1, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
@@ -227,6 +230,8 @@ def test_the_table_has_a_line_for_each_row() -> None:
     kept["dpo"]["acc"] = 0.26
     heading, rule, first_stage, base, dpo = tables.table(compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
+    assert "| bm25, top 100 |" in heading
+    assert "| bm25, top 20, fused |" in heading
     assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.1000 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
     assert dpo.endswith("| -1.4000 | 0.2000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
 
@@ -345,7 +350,7 @@ def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
 
 
 def test_curves_are_means_over_all_that_was_read(tmp_path: Path) -> None:
-    for name, steps in {"pointing": 2, "direct": 50}.items():
+    for name, steps in {"pointing": 2, "direct_asked": 50}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "complete").touch()
         (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
@@ -354,18 +359,18 @@ def test_curves_are_means_over_all_that_was_read(tmp_path: Path) -> None:
             for step in range(steps)
         ]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert learning.over_guessing(tmp_path / "direct") == [(19, 0.5), (39, 1.0), (49, 1.5)]
-    assert learning.read_until("direct", [0, 19], tmp_path) == [30, 220]  # practice read 20
-    curve = pictures.by_tokens("direct", learning.over_guessing, tmp_path)
+    assert learning.over_guessing(tmp_path / "direct_asked") == [(19, 0.5), (39, 1.0), (49, 1.5)]
+    assert learning.read_until("direct_asked", [0, 19], tmp_path) == [30, 220]  # practice read 20
+    curve = pictures.by_tokens("direct_asked", learning.over_guessing, tmp_path)
     assert curve == [(220, 0.5), (420, 1.0), (520, 1.5)]
-    pictures.draw_curves(["direct"], tmp_path, tmp_path / "one.png")
-    for name in ("pointing", "direct"):
+    pictures.draw_curves(["direct_asked"], tmp_path, tmp_path / "one.png")
+    for name in ("pointing", "direct_asked"):
         (tmp_path / name / "metrics.jsonl").open("a").write('{"step": 1, "val/nDCG@10": 0.4}\n')
-    pictures.draw_curves(["direct"], tmp_path, tmp_path / "two.png")
+    pictures.draw_curves(["direct_asked"], tmp_path, tmp_path / "two.png")
     one, two = (imread(tmp_path / name).shape for name in ("one.png", "two.png"))
     assert (2 * one[1], one[0]) == (two[1], two[0])  # what was not watched has no place
     (tmp_path / "pointing" / "complete").unlink()
-    assert pictures.by_tokens("direct", learning.over_guessing, tmp_path) == []
+    assert pictures.by_tokens("direct_asked", learning.over_guessing, tmp_path) == []
 
 
 def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
