@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 from data_modules.sources.base import existing_file
+from data_modules.sources.detect import open_candidates
+from data_modules.trec import write_run
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.rerank import in_first_stage_order
 from scripts.recipes import dtype
 from scripts.rows import DEPTHS, IN_ROUNDS, LISTS, MODEL, Row
 
@@ -53,10 +56,21 @@ def rank_in_rounds(adapter: Path | None, first_stage: str, lists: Path, folder: 
     """Rank it in small windows that are dealt at random, and fuse that with the first stage's order."""
     depth = str(DEPTHS[0])
     out, fused = (folder / f"dl21.{first_stage}.{depth}.{reading}" for reading in IN_ROUNDS)
-    own = f"{out}.first_stage.run.txt"
-    _rerank(adapter, f"dl21.{first_stage}", lists, out, *ROUNDS, "--depth", depth, "--first_stage_run", own)
+    if not Path(f"{out}.json").exists():
+        Path(f"{fused}.run.txt").unlink(missing_ok=True)
+    _rerank(adapter, f"dl21.{first_stage}", lists, out, *ROUNDS, "--depth", depth)
     if not Path(f"{fused}.run.txt").exists():
-        run("fuse", f"{out}.run.txt", own, "--run", f"{fused}.run.txt")
+        own = first_stage_run(first_stage, lists, folder.parent)
+        run("fuse", f"{out}.run.txt", str(own), "--depth", depth, "--run", f"{fused}.run.txt")
+
+
+def first_stage_run(first_stage: str, lists: Path, folder: Path) -> Path:
+    """The first stage's own run of DL 2021, which is written anew."""
+    run = folder / f"{first_stage}.run.txt"
+    run.parent.mkdir(parents=True, exist_ok=True)
+    records = list(open_candidates(f"{lists}/dl21.{first_stage}.top100.jsonl.gz"))
+    write_run(in_first_stage_order(records), run, tag=first_stage)
+    return run
 
 
 def _rerank(adapter: Path | None, candidates: str, lists: Path, out: Path, *reading: str) -> None:

@@ -5,16 +5,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from data_modules.sources.detect import open_candidates
-from data_modules.trec import read_qrels, read_run, write_run
-from lit_rerank.evaluation.rerank import in_first_stage_order
+from data_modules.trec import read_qrels, read_run
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.measurement import Retention
 from lit_rerank.measures import parse_measures, per_query
 from lit_rerank.paired import flat, paired
 from scripts.learning import cost, is_logged
-from scripts.measured import DETAILS, evaluate
+from scripts.measured import DETAILS, evaluate, first_stage_run
 from scripts.pictures import draw_curves, draw_trade_off
 from scripts.rows import COLUMNS, ROWS, TRAININGS
 from scripts.tables import differences, kept_over_direct, table, trainings
@@ -43,9 +41,7 @@ def compare(column: str, lists: Path, runs: Path) -> dict[str, Any]:
     and direct SFT."""
     first_stage = column.partition(".")[0]
     candidates, qrels = f"{lists}/dl21.{first_stage}.top100.jsonl.gz", f"{lists}/qrels.dl21.txt"
-    own = runs / "measured" / f"{first_stage}.run.txt"
-    own.parent.mkdir(parents=True, exist_ok=True)
-    write_run(in_first_stage_order(list(open_candidates(candidates))), own, tag=first_stage)
+    own = first_stage_run(first_stage, lists, runs / "measured")
     ranked = {name: f"{runs}/measured/{name}/dl21.{column}" for name in ROWS}
     ranked = {name: path for name, path in ranked.items() if Path(f"{path}.run.txt").exists()}
     if not ranked:

@@ -21,12 +21,12 @@ def train(name: str, lists: Path, runs: Path) -> None:
     training, run = TRAININGS[name], runs / name
     if (run / "complete").exists():
         if what := different(name, runs):
-            print(f"{run} has learned from {what}: it is kept (to train it anew, remove it)", flush=True)
+            print(f"{run} was made of {what}: it is kept (to train it anew, remove it)", flush=True)
         return  # whatever became of those that it started from
     if training.start is not None:
         train(training.start, lists, runs)
     if what := different(name, runs):
-        raise UserError(f"{run} was stopped, and has learned from {what}: to train it anew, remove it")
+        raise UserError(f"{run} was stopped, and was made of {what}: to train it anew, remove it")
     replay = replayed(name, runs)
     options = [*training.options, f"--data.init_args.train.init_args.path={data_of(name, runs)}"]
     if training.recipe == "trecdl.pointing":
@@ -76,20 +76,25 @@ def replayed(training: str, runs: Path) -> Path | None:
 
 
 def made_of(training: str, runs: Path) -> dict[str, str]:
-    """The SHA-256 of what a training learns from and replays, and of the adapter that it starts from."""
+    """Recipe and options; the SHA-256 of what is learned from and replayed, and of the adapter that it starts from."""
     start, replay = TRAININGS[training].start, replayed(training, runs)
     files = {"data": data_of(training, runs)}
     if replay is not None:
         files["replay"] = replay
     if start is not None:
         files["weights"] = runs / start / "adapter" / "adapter_model.safetensors"
-    return {name: hash_of(path) for name, path in files.items() if path.exists()}
+    recipe = {"recipe": TRAININGS[training].recipe, "options": " ".join(TRAININGS[training].options)}
+    return recipe | {name: hash_of(path) for name, path in files.items() if path.exists()}
 
 
 def different(training: str, runs: Path) -> str:
-    """What a training that has begun was made of and is there no more as it was; "" where nothing is known."""
+    """What a training that is there was made of, where that is not what it would be made of now; "" where it is, or
+    where none is there."""
+    if not (runs / training).exists():
+        return ""
     path = runs / training / MADE_OF
-    now = made_of(training, runs)
-    before = json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return "what is not known"
+    now, before = made_of(training, runs), json.loads(path.read_text())
     unlike = [name for name in before | now if now.get(name, before.get(name)) != before.get(name)]
-    return " and ".join(f"other {name}" for name in unlike) if before else ""
+    return " and ".join(f"other {name}" for name in unlike)

@@ -3,8 +3,9 @@
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
 (`scripts.self_taught`): train.jsonl.gz. What is harder is in lists.jsonl.gz, to go on with: windows whose passages have
-all been found for their question. DL 2021, on which models are measured, gives nothing to learn from; `make results`
-alone makes two files of it, for an upper bound and to be learned by heart.
+all been found for their question, the model's orders and some of the teachers' among them once more. DL 2021, on which
+models are measured, gives nothing to learn from; `make results` alone makes two files of it, for an upper bound and to
+be learned by heart.
 """
 
 import argparse
@@ -41,7 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="the model that is to be trained")
     parser.add_argument("--data", type=Path, required=True, help="folder of dl19.teacher_windows.jsonl.gz, ...")
-    parser.add_argument("--lists", type=Path, required=True, help="folder of dl22.{bm25,splade_pp_ed}.top100.jsonl.gz")
+    parser.add_argument(
+        "--lists",
+        type=Path,
+        required=True,
+        help="folder of {dl19,dl22}.{bm25,splade_pp_ed}.top100.jsonl.gz and qrels.dl19.txt",
+    )
     parser.add_argument("--cranfield", type=Path, required=True, help="folder of the collection")
     parser.add_argument("--out", type=Path, default=Path("data/trecdl"))
     args = parser.parse_args()
@@ -49,11 +55,13 @@ def main() -> None:
 
 
 def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) -> None:
-    """Write the files that the recipes read; train.jsonl.gz is the last."""
+    """Write the files that the recipes read; lists.jsonl.gz is the last."""
     for name in ("dl19.teacher_windows", "dl19.passages"):
         existing_file(data / f"{name}.jsonl.gz")
-    for name in ("dl22.bm25", "dl22.splade_pp_ed"):
-        existing_file(lists / f"{name}.top100.jsonl.gz")
+    for year in ("dl19", "dl22"):
+        for first_stage in ("bm25", "splade_pp_ed"):
+            existing_file(lists / f"{year}.{first_stage}.top100.jsonl.gz")
+    existing_file(lists / "qrels.dl19.txt")
     open_collection(str(cranfield))
     out.mkdir(parents=True, exist_ok=True)
     write_rows(documents(data, lists), out / "passages.jsonl.gz")
@@ -121,7 +129,8 @@ def documents(data: Path, lists: Path) -> Iterator[dict[str, str]]:
 
 
 def judged(lists: Path, year: str, of_each: int = 10, size: int = 8, depth: int = 30) -> Iterator[RankingRecord]:
-    """Windows from the upper part of a year's lists: up to one passage of each grade, above others of grade 0."""
+    """Windows from the upper part of a year's lists: up to one passage of each grade, above others of grade 0 or which
+    nobody judged."""
     for first_stage in ("bm25", "splade_pp_ed"):
         path = lists / f"{year}.{first_stage}.top100.jsonl.gz"
         for record in CandidatesSource(path, depth=depth, qrels=lists / f"qrels.{year}.txt", teacher="qrels"):
@@ -169,7 +178,7 @@ def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Ite
     """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others that it
     does not find, from the upper part of BM25's list."""
     better = {record.qid: record for record in CandidatesSource(lists / "dl22.splade_pp_ed.top100.jsonl.gz")}
-    for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz"):
+    for record in (record for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz") if record.qid in better):
         passages, unlike = record.passages, _without_copies(record)
         rank = {passage.text: place for place, passage in reversed([*enumerate(better[record.qid].passages)])}
         good = [place for place in unlike if rank.get(passages[place].text, BEST) < BEST]

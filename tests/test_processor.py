@@ -32,11 +32,42 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
     return make
 
 
-def test_the_slowdown_is_measured() -> None:
-    threads = torch.get_num_threads()
+class Threads(TorchDispatchMode):
+    """How many threads each operation may take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in str(function):
+            self.seen.add(torch.get_num_threads())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_slowdown_is_measured_in_one_thread() -> None:
     processor.bfloat16_slowdown.cache_clear()
-    assert 0 < processor.bfloat16_slowdown() < math.inf
-    assert torch.get_num_threads() == threads
+    with Threads() as threads:
+        assert 0 < processor.bfloat16_slowdown() < math.inf
+    assert threads.seen == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_it_cannot_be_measured_threads_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor.time, "perf_counter", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        processor._seconds(torch.float32)
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16-mixed", "bf16-true", "weights in torch.bfloat16", "bfloat16"])

@@ -26,7 +26,8 @@ from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.prompt_settings import save_prompt_settings
 from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained, trecdl_data
-from scripts.rows import COLUMNS, LISTS, MODEL, ROWS
+from scripts.rows import COLUMNS, IN_ROUNDS, LISTS, MODEL, ROWS, Training
+from tests import tiny
 from tests.references import save_adapter
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
@@ -136,9 +137,10 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
 
 def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
-    commands: Callable[[], list[list[str]]], tmp_path: Path
+    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = ROWS["dpo"]
+    monkeypatch.setattr(measured, "open_candidates", lambda _: [tiny.record("q", 3)])
     assert row.training is not None
     trained.train(row.training, Path("lists"), tmp_path)
     measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
@@ -148,13 +150,15 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     recipes = [next(w for w in words if "recipes/" in w) for words in fits]
     assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.sft", "trecdl.dpo"]
     assert "configs/recipes/trecdl.lists.yaml" in fits[2]
+    watched = "--data.init_args.val.init_args.path=lists/dl21.bm25.top100.jsonl.gz"
+    assert [watched in words for words in fits] == [False, True, True, False]
     assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True, True]
     starts = [f"--model.init_args.backbone.adapter={tmp_path}/{start}/adapter" for start in ("chain_asked", "chain")]
     assert [start in words for start, words in zip(starts, fits[2:], strict=True)] == [True, True]
     assert [words[1] for words in evaluations] == ["rerank", "rerank", "rerank", "fuse"] * 2 + ["mmlu"] * 2
     rounds, fuse = evaluations[2:4]
-    for option in ("--run", "--first_stage_run"):
-        assert rounds[rounds.index(option) + 1] in fuse[2:4]
+    assert {"--window": "4", "--rounds": "4"}.items() <= dict(pairwise(rounds)).items()
+    assert fuse[2:4] == [dict(pairwise(rounds))["--run"], f"{tmp_path}/measured/bm25.run.txt"]
     base, own = evaluations[-2:]  # what is known is compared with what the base knows
     assert "--adapter" not in base
     known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
@@ -169,21 +173,29 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     assert (tmp_path / "measured" / "base").exists()
 
 
-def test_other_data_are_noticed(
-    commands: Callable[[], list[list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_was_made_of_something_else_is_noticed(
+    commands: Callable[[], list[list[str]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pointing = trained.data_of("pointing", tmp_path)
     pointing.parent.mkdir()
     pointing.write_text("old")
     trained.train("pointing", Path("lists"), tmp_path)
     trained.train("pointing", Path("lists"), tmp_path)
-    assert "learned from" not in capsys.readouterr().out
+    assert "was made of" not in capsys.readouterr().out
     pointing.write_text("new")
     trained.train("pointing", Path("lists"), tmp_path)
-    assert f"{tmp_path}/pointing has learned from other data: it is kept" in capsys.readouterr().out
+    assert f"{tmp_path}/pointing was made of other data: it is kept" in capsys.readouterr().out
     (tmp_path / "pointing" / "complete").unlink()
-    with pytest.raises(UserError, match="pointing was stopped, and has learned from other data: to train it anew"):
+    with pytest.raises(UserError, match="pointing was stopped, and was made of other data: to train it anew"):
         trained.train("pointing", Path("lists"), tmp_path)
+    monkeypatch.setitem(trained.TRAININGS, "pointing", Training("trecdl.pointing", None, ("--seed=1",), "pointing"))
+    assert trained.different("pointing", tmp_path) == "other options and other data"
+    (tmp_path / "pointing" / trained.MADE_OF).unlink()
+    assert trained.different("pointing", tmp_path) == "what is not known"
+    assert trained.different("chain", tmp_path) == ""
     assert len(commands()) == 1
 
 
@@ -217,6 +229,24 @@ def test_the_base_has_no_adapter_and_likelihood_reads_a_list_at_once(
     assert not any("--adapter" in line for line in words)
     deep = next(line for line in words if "likelihood" in line and line[line.index("--depth") + 1] == "100")
     assert deep[deep.index("--window") + 1] == "100"
+
+
+def test_each_row_has_its_target() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    (line,) = [line for line in makefile.splitlines() if line.startswith("RESULTS :=")]
+    assert set(line.partition("results-,")[2].rstrip(")").split()) == ROWS.keys()
+
+
+def test_a_fusion_is_made_anew_with_its_rounds(
+    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "open_candidates", lambda _: [tiny.record("q", 3)])
+    for expected in (["rerank", "fuse"], []):
+        measured.rank_in_rounds(None, "bm25", Path("lists"), tmp_path / "chain")
+        assert [words[1] for words in commands()] == expected
+    (tmp_path / "chain" / "dl21.bm25.20.rounds.json").unlink()
+    measured.rank_in_rounds(None, "bm25", Path("lists"), tmp_path / "chain")
+    assert [words[1] for words in commands()] == ["rerank", "fuse"]
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
@@ -278,6 +308,8 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
     for suffix in ("run.txt", "choices.jsonl.gz", "json"):
         shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")
+    for reading in IN_ROUNDS:  # of which no choices are known
+        shutil.copy(folder / "dl21.bm25.20.run.txt", folder / f"dl21.bm25.20.{reading}.run.txt")
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
     summary.summarise(lists, tmp_path)
@@ -288,6 +320,8 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
     assert written["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
     assert "direct" not in written["ranking"]["splade_pp_ed.20"]
     assert "base" not in written["ranking"]["bm25.100"]
+    for reading in IN_ROUNDS:
+        assert written["ranking"][f"bm25.20.{reading}"]["base"]["over_bm25"]["difference"] == 0
     assert list(written["retention"]) == ["base"]
     for name in ("summary.md", "trade_off.png", "learning_curves.png"):
         assert (tmp_path / name).stat().st_size > 100
