@@ -13,6 +13,7 @@ from lit_rerank.errors import UserError
 
 Decode = Callable[[Sequence[Window], Sequence[int]], Sequence[Decoded]]
 MOST_ROUNDS = 1000
+NOTHING = 1e-10  # of the largest eigenvalue: what is less is 0, by rounding alone it can be 1e-16 of it
 
 
 @dataclass(frozen=True)
@@ -239,4 +240,5 @@ def strengths(answers: Sequence[Mapping[int, float]]) -> dict[int, float]:
         at, logps = [column[passage] for passage in answer], np.array([*answer.values()])
         normal[np.ix_(at, at)] += np.eye(len(at)) - 1 / len(at)
         right[at] += logps - logps.mean()
-    return dict(zip(passages, (np.linalg.pinv(normal, hermitian=True) @ right).tolist(), strict=True))
+    inverse = np.linalg.pinv(normal, rcond=NOTHING, hermitian=True)
+    return dict(zip(passages, (inverse @ right).tolist(), strict=True))
