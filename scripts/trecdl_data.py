@@ -3,7 +3,7 @@
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
 (`scripts.self_taught`): train.jsonl.gz. What is harder is in lists.jsonl.gz, to go on with: windows whose passages have
-all been found for their question, the model's orders and some of the teachers' among them once more. DL 2021, on which
+all been found for their question; some of the model's and of the teachers' orders are in both. DL 2021, on which
 models are measured, gives nothing to learn from; `make results` alone makes two files of it, for an upper bound and to
 be learned by heart.
 """
@@ -11,6 +11,7 @@ be learned by heart.
 import argparse
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from data_modules.catalogue import open_collection
@@ -33,8 +34,9 @@ DRAWN = {  # records
     "splade": 400,
     "cranfield": 400,
 }
-LISTED = {"asked": 800, "self_taught": 850, "found": 800, "judged": 400, "teachers": 350}  # records of lists.jsonl.gz
-BEST = 20  # of SPLADE++ED's list, which count as relevant
+LISTED = {"asked": 200, "self_taught": 1500, "found": 1000, "judged": 350, "teachers": 350}  # records of lists.jsonl.gz
+KNOWN = 6  # of a window's passages, at most, are ordered by SPLADE++ED; the order of the others is not known
+ORDERED = 1700  # windows that the model orders; train.jsonl.gz has the first of them
 ASKED = 3000  # passages; not every question is of use
 
 
@@ -65,20 +67,21 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     open_collection(str(cranfield))
     out.mkdir(parents=True, exist_ok=True)
     write_rows(documents(data, lists), out / "passages.jsonl.gz")
-    self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED, DRAWN["self_taught"])
+    self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED, ORDERED)
+    self_ordered = JsonlSource(out / "self_taught" / "windows.jsonl.gz")
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
         "asked": JudgedSource(str(out / "self_taught"), DRAWN["asked"], 2, 6, Negatives(near=0.25, siblings=0.0)),
         "practice": practice(passages),
-        "self_taught": JsonlSource(out / "self_taught" / "windows.jsonl.gz"),
+        "self_taught": islice(self_ordered, DRAWN["self_taught"]),
         "teachers": teachers(data),
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
     }
     listed: dict[str, Iterable[RankingRecord]] = {
         "asked": JudgedSource(str(out / "self_taught"), LISTED["asked"], 4, 8, Negatives(near=1.0, siblings=0.0), 7),
-        "self_taught": sources["self_taught"],
-        "found": found(lists),
+        "self_taught": self_ordered,
+        "found": chain(found(lists, "dl19"), found(lists, "dl22")),
         "judged": judged(lists, "dl19"),
         "teachers": teachers(data),
     }
@@ -174,24 +177,39 @@ def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> It
             yield RankingRecord(f"{record.qid}:{number}", record.query, window.passages, window.permutation)
 
 
-def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
-    """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others that it
-    does not find, from the upper part of BM25's list."""
-    better = {record.qid: record for record in CandidatesSource(lists / "dl22.splade_pp_ed.top100.jsonl.gz")}
-    for record in (record for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz") if record.qid in better):
-        passages, unlike = record.passages, _without_copies(record)
-        rank = {passage.text: place for place, passage in reversed([*enumerate(better[record.qid].passages)])}
-        good = [place for place in unlike if rank.get(passages[place].text, BEST) < BEST]
-        others = [place for place in unlike if place < depth and passages[place].text not in rank]
-        for number in range(of_each if good and others else 0):
+def found(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
+    """Windows in SPLADE++ED's order of up to six that it finds, each at twice the rank of the one above it or further
+    down, above others that it does not find, from the upper part of BM25's list. Every second window has of the former
+    only what BM25 finds, too."""
+    better = {record.qid: record for record in CandidatesSource(lists / f"{year}.splade_pp_ed.top100.jsonl.gz")}
+    for record in (r for r in CandidatesSource(lists / f"{year}.bm25.top100.jsonl.gz") if r.qid in better):
+        best = better[record.qid]  # the same docid may have other text there
+        known, own = ({passage.text for passage in some.passages} for some in (best, record))
+        ranks = _without_copies(best)
+        both = [rank for rank in ranks if best.passages[rank].text in own]
+        upper = [record.passages[place] for place in _without_copies(record) if place < depth]
+        ids = {passage.docid for passage in best.passages}
+        others = [passage for passage in upper if passage.text not in known and passage.docid not in ids]
+        for number in range(of_each):
             draw = random.Random(f"{record.qid}/{number}")
-            relevant = draw.sample(good, min(draw.randint(1, 3), len(good)))
-            relevant.sort(key=lambda place: rank[passages[place].text])
+            pool = both if number % 2 else ranks
+            relevant = [best.passages[rank] for rank in apart(draw.sample(pool, min(2 * size, len(pool))))][:KNOWN]
             order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
-            shown = draw.sample(order, len(order))
-            permutation = tuple(shown.index(place) + 1 for place in order)
-            window = tuple(passages[place] for place in shown)
+            if not relevant or len(order) == len(relevant):
+                continue
+            shown = draw.sample(range(len(order)), len(order))
+            permutation = tuple(shown.index(place) + 1 for place in range(len(order)))
+            window = tuple(order[place] for place in shown)
             yield RankingRecord(f"{record.qid}:found:{number}", record.query, window, permutation, len(relevant))
+
+
+def apart(places: Iterable[int]) -> list[int]:
+    """Those of the places, from the first on, whose rank (place + 1) is at least twice that of the one taken before."""
+    taken: list[int] = []
+    for place in sorted(places):
+        if not taken or place + 1 >= 2 * (taken[-1] + 1):
+            taken.append(place)
+    return taken
 
 
 def _without_copies(record: RankingRecord) -> list[int]:
