@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_rerank.as_trained import save_settings
 from lit_rerank.backbone import is_adapted
 from lit_rerank.modules import RerankModule
-from lit_rerank.prompt_settings import save_prompt_settings
 from lit_rerank.whole import written_whole
 
 
@@ -26,5 +26,5 @@ def export(module: RerankModule[Any], folder: Path, weights: dict[str, Tensor] |
         else:
             module.model.save_pretrained(unfinished, state_dict=weights)
             module.encoder.chat.tokenizer.save_pretrained(unfinished)
-        save_prompt_settings(module.prompt, unfinished)
+        save_settings(module.prompt, module.reranking.reading, unfinished)
     return target

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.records import RankingRecord
+from lit_rerank.as_trained import load_prompt_settings
 from lit_rerank.backbone import BackboneSettings, context_length, load_backbone, load_tokenizer, trainable_parameters
 from lit_rerank.distillation import base_distributions, check_distillable, divergence
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
@@ -24,7 +25,6 @@ from lit_rerank.metrics import TrecMetrics
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.resuming import FOUNDATION, ResumableModule

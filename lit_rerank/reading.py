@@ -198,11 +198,25 @@ Reading = SlidingWindow | Rounds
 
 
 def open_reading(
-    window: int = 20, stride: int = 10, depth: int = 100, top_k: int | None = None, rounds: int | None = None
+    window: int | None = None,
+    stride: int | None = None,
+    depth: int = 100,
+    top_k: int | None = None,
+    rounds: int | None = None,
+    known: Reading | None = None,
 ) -> Reading:
-    """In `rounds`, where they are asked for; else by a sliding window."""
+    """In `rounds`, where they are asked for; else by a sliding window.
+
+    Args:
+        stride: by default half the window.
+        known: the window, if none is named; where nothing of it is named (window, stride, rounds), all of it counts.
+    """
+    known = known or SlidingWindow()
+    if window is None and stride is None and rounds is None:
+        stride, rounds = getattr(known, "stride", None), getattr(known, "rounds", None)
+    window = known.window if window is None else window
     if rounds is None:
-        return SlidingWindow(window, stride, depth, top_k)
+        return SlidingWindow(window, window // 2 if stride is None else stride, depth, top_k)
     if top_k is not None:
         raise UserError("in rounds every passage is scored, and nothing is saved by top_k: leave one of them out")
     return Rounds(window, depth, rounds)

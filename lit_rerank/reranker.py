@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from data_modules.records import Passage, RankingRecord
+from lit_rerank.as_trained import load_prompt_settings, load_reading
 from lit_rerank.backbone import DType, context_length, load_for_inference, load_tokenizer
 from lit_rerank.chain import FORMATS
 from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
 from lit_rerank.decoder import Decoder
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import Reading, Rounds, SlidingWindow
 from lit_rerank.ways import MAX_BATCH_TOKENS, How, decoder_class, fit, open_decoder
 
@@ -51,13 +51,13 @@ class Reranker:
 
         `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
         that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
-        `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`). Lists
-        are read by a `SlidingWindow` or in `Rounds`: `reading`.
+        `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`). Lists are
+        read by a `SlidingWindow` or in `Rounds`: `reading`, by default as they were in training's validation.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
         """
-        reading = reading or SlidingWindow()
+        reading = reading or load_reading(adapter or model)
         decode = fit(decode, reading)
         asked: dict[str, Any] = {
             "format": format or (decode if decode in FORMATS else None),

@@ -132,8 +132,8 @@ def real_windows(data: Path, count: int, sizes: Sequence[int]) -> list[Window]:
 
 
 def main() -> None:
+    from lit_rerank.as_trained import load_prompt_settings
     from lit_rerank.backbone import context_length, load_for_inference, load_tokenizer
-    from lit_rerank.prompt_settings import load_prompt_settings
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with dl19.teacher_windows.jsonl.gz, ...")

@@ -13,6 +13,7 @@ from typing import Any
 from data_modules.records import RankingRecord, Window
 from data_modules.sources import JudgedSource, SearchedSource
 from data_modules.trec import write_run
+from lit_rerank.as_trained import load_prompt_settings
 from lit_rerank.cli import in_one_line
 from lit_rerank.decoder import Decoder
 from lit_rerank.errors import UserError
@@ -22,7 +23,6 @@ from lit_rerank.generation import Generate
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.means import Means
 from lit_rerank.measures import parse_measure, per_query
-from lit_rerank.prompt_settings import load_prompt_settings
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
 from scripts.recipes import curve, dtype, pays_to_compile, start_anew, train

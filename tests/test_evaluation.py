@@ -16,11 +16,14 @@ import pytest
 
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run
+from lit_rerank.as_trained import save_settings
 from lit_rerank.cli import evaluate
+from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import make_way, write_figures
-from lit_rerank.reading import Rounds
+from lit_rerank.reading import Rounds, SlidingWindow
 from lit_rerank.reranker import Reranker
+from tests.references import save_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -170,7 +173,7 @@ def test_what_to_rerank_is_told_in_exactly_one_way(tmp_path: Path, more: list[st
         (["--qrels", "none.txt"], "none.txt"),
         (["--measures", '["nDCG@ten"]'], "there is no measure 'nDCG@ten'"),
         (["--run", "/dev/null/run.txt"], "error: /dev/null: "),
-        (["--window", "5"], "the stride is at least 1 and less than the window"),
+        (["--window", "5", "--stride", "5"], "the stride is at least 1 and less than the window"),
         (["--format", "poem"], "\"format\".*'chain', 'direct'"),
     ],
 )
@@ -334,3 +337,20 @@ def test_lists_are_read_in_rounds(tmp_path: Path, tiny_model: Path) -> None:
     assert {qid: [docid for docid, _ in ranking] for qid, ranking in run.items()} == {
         ranking.record.qid: [passage.docid for passage in ranking.passages] for ranking in expected
     }
+
+
+def test_an_adapters_way_to_read_lists_counts_unless_another_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    candidates = write_candidates(tmp_path / "c.jsonl")
+    adapter = str(save_adapter(tiny_model, tmp_path / "adapter", seed=1))
+    save_settings(PromptSettings(), SlidingWindow(3, 1), adapter)
+
+    def windows(*options: str) -> int:
+        return int(rerank(tmp_path, tiny_model, candidates, "--adapter", adapter, *options)["windows"])
+
+    assert windows() == 2 * 4
+    assert windows("--window", "4") == 2 * 2  # and a stride of 2
+    assert windows("--window", "20") == 2
+    save_settings(PromptSettings(), Rounds(3, 6, 2), adapter)
+    assert windows() == 2 * 2 * 2
+    assert windows("--depth", "3") == 2 * 2
+    assert windows("--rounds", "1") == 2 * 2

@@ -11,13 +11,14 @@ import pytest
 
 from data_modules.records import Window
 from data_modules.sources import CandidatesSource
+from lit_rerank.as_trained import load_prompt_settings, save_settings
 from lit_rerank.backbone import BackboneSettings
 from lit_rerank.cli import evaluate
 from lit_rerank.decoder import Decoded, Prompt
 from lit_rerank.decoding import First
 from lit_rerank.encoding import PromptSettings, WindowEncoder
 from lit_rerank.injection import ATTACKERS, ATTACKS, HONEST, Outcome, measure, place, planted, summary
-from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings
+from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
 from lit_rerank.sanitise import sanitise
 from lit_rerank.sft import SFTModule
@@ -200,7 +201,7 @@ def test_it_is_a_prompt_setting() -> None:
 
 def test_it_travels_with_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     module = SFTModule(BackboneSettings(str(tiny_model)), PromptSettings(sanitise=True))
-    save_prompt_settings(module.prompt, tmp_path)
+    save_settings(module.prompt, SlidingWindow(), tmp_path)
     assert load_prompt_settings(tmp_path).sanitise
     for asked, expected in ((None, False), (True, True)):
         reranker = Reranker.from_pretrained(str(tiny_model), sanitise=asked)

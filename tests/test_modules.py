@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 
 from data_modules.records import Window
 from lit_rerank import DPOModule, SFTModule
+from lit_rerank.as_trained import save_settings
 from lit_rerank.backbone import BackboneSettings, load_tokenizer, trainable_parameters
 from lit_rerank.encoding import EncodedWindow, PromptSettings, WindowEncoder
 from lit_rerank.errors import UserError
 from lit_rerank.json_lines import JsonLinesLogger
 from lit_rerank.modules import RerankModule
 from lit_rerank.preferences import Negatives, PreferenceExample
-from lit_rerank.prompt_settings import save_prompt_settings
+from lit_rerank.reading import SlidingWindow
 from lit_rerank.reference import AdapterOff
 from lit_rerank.settings import OptimizerSettings
 from lit_rerank.targets import PreferenceTargets
@@ -361,7 +362,7 @@ def test_the_frozen_adapter_needs_an_adapter(tiny_model: Path) -> None:
 
 
 def test_an_adapter_goes_on_with_the_prompt_it_knows(tiny_model: Path, tmp_path: Path) -> None:
-    save_prompt_settings(PromptSettings(), tmp_path)
+    save_settings(PromptSettings(), SlidingWindow(), tmp_path)
     adapter, whole = (
         BackboneSettings(str(tiny_model), adapter=str(tmp_path)),
         BackboneSettings(str(tmp_path), tune="full"),
@@ -380,7 +381,7 @@ def test_an_adapter_goes_on_with_the_prompt_it_knows(tiny_model: Path, tmp_path:
 
 def test_sft_may_teach_another_format(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
-    save_prompt_settings(PromptSettings(format="direct"), tmp_path)
+    save_settings(PromptSettings(format="direct"), SlidingWindow(), tmp_path)
     module = SFTModule(BackboneSettings(str(tmp_path), tune="full"), PromptSettings())
     with pytest.warns(UserWarning, match=f"{tmp_path} was trained with format direct: this run teaches it chain"):
         module.configure_model()

@@ -238,6 +238,20 @@ def test_rounds_go_by_first_choices_alone(tiny_model: Path) -> None:
     assert open_reading(8, 4, 50, rounds=2) == Rounds(8, 50, 2)
 
 
+def test_what_is_not_named_of_a_reading_is_as_it_is_known() -> None:
+    slides, deals = SlidingWindow(8, 3), Rounds(6, 100, 4)
+    assert open_reading() == SlidingWindow(20, 10, 100)
+    assert open_reading(depth=50, top_k=5, known=slides) == SlidingWindow(8, 3, 50, 5)
+    assert open_reading(window=12, known=slides) == SlidingWindow(12, 6)
+    assert open_reading(stride=2, known=slides) == SlidingWindow(8, 2)
+    assert open_reading(rounds=2, known=slides) == Rounds(8, 100, 2)
+    assert open_reading(depth=50, known=deals) == Rounds(6, 50, 4)
+    assert open_reading(window=4, known=deals) == SlidingWindow(4, 2)
+    assert open_reading(rounds=2, known=deals) == Rounds(6, 100, 2)
+    with pytest.raises(UserError, match="top_k"):
+        open_reading(top_k=5, known=deals)
+
+
 @pytest.mark.parametrize(("window", "depth", "rounds"), [(1, 10, 1), (5, 0, 1), (5, 5, 0), (5, 5, 10**6)])
 def test_rounds_that_make_no_sense_are_refused(window: int, depth: int, rounds: int) -> None:
     with pytest.raises(UserError, match=r"window|rounds is"):

@@ -16,11 +16,12 @@ from data_modules.choices import WindowChoices, write_choices
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import write_run
 from lit_rerank import Reranker
+from lit_rerank.as_trained import save_settings
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
-from lit_rerank.prompt_settings import save_prompt_settings
+from lit_rerank.reading import SlidingWindow
 from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained
 from scripts.rows import COLUMNS, IN_ROUNDS, LISTS, MODEL, ROWS, Training
 from tests import tiny
@@ -345,7 +346,7 @@ def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureF
 def test_a_shipped_adapter_is_half_as_large_and_all_but_equal(tiny_model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "run", tmp_path / "shipped"
     save_adapter(tiny_model, source, seed=1)
-    save_prompt_settings(PromptSettings(max_passage_tokens=60), source)
+    save_settings(PromptSettings(max_passage_tokens=60), SlidingWindow(), source)
     target.mkdir()
     (target / "README.md").write_text("a model card")
     ship_adapter.ship(source, target)

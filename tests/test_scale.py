@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lit_rerank import Reranker
+from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
 from lit_rerank.backbone import load_model
 from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.merge import merged
-from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings
+from lit_rerank.reading import SlidingWindow
 from lit_rerank.scale import check_base_is_kept, fold_scale, scaled
 
 IDS = torch.arange(4, 44).reshape(1, 40)
@@ -43,7 +44,7 @@ def save_adapter(model: Path, folder: Path, **lora: Any) -> str:
         for parameter in (p for p in adapted.parameters() if p.requires_grad):
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
     adapted.save_pretrained(folder)
-    save_prompt_settings(SETTINGS, folder)
+    save_settings(SETTINGS, SlidingWindow(8, 3), folder)
     return str(folder)
 
 
@@ -168,6 +169,7 @@ def test_what_is_written_says_what_the_live_model_says(
     kept = load_model(str(tiny_model), str(tmp_path / "kept"))
     torch.testing.assert_close(logps(kept), expected, atol=1e-4, rtol=1e-4)
     assert load_prompt_settings(tmp_path / "kept") == SETTINGS
+    assert load_reading(tmp_path / "kept") == SlidingWindow(8, 3)
     if name in ("plain", "rank-stabilised"):
         merge(tiny_model, adapter, tmp_path / "whole", f"--scale={scale}")
         whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")  # with nothing of ours

@@ -31,8 +31,8 @@ def merge_adapter(
         dtype: of the weights; merging rounds to it, float32 hardly at all.
         trust_remote_code: run code that the model's repository brings.
     """
+    from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings, settings_file
     from lit_rerank.backbone import load_model, load_tokenizer
-    from lit_rerank.prompt_settings import load_prompt_settings, save_prompt_settings, settings_file
     from lit_rerank.scale import fold_scale
 
     folder = Path(out)
@@ -47,7 +47,7 @@ def merge_adapter(
         merged(loaded, scale).save_pretrained(folder)
         load_tokenizer(model, trust_remote_code).save_pretrained(folder)
     if settings_file(adapter) is not None:  # of another program's adapter they are not known
-        save_prompt_settings(load_prompt_settings(adapter), folder)
+        save_settings(load_prompt_settings(adapter), load_reading(adapter), folder)
     print(f"{folder}: the {'adapter' if keep_adapter else 'model'} at scale {scale:g}")
 
 

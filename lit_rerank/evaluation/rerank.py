@@ -36,8 +36,8 @@ def rerank_candidates(
     qrels: str | None = None,
     decode: How | None = None,
     format: Literal["chain", "direct"] | None = None,
-    window: int = 20,
-    stride: int = 10,
+    window: int | None = None,
+    stride: int | None = None,
     depth: int = 100,
     top_k: int | None = None,
     rounds: int | None = None,
@@ -77,8 +77,9 @@ def rerank_candidates(
             plain generation, read with tolerance (slow).
         format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
             with, else chain.
-        window: passages in one prompt.
-        stride: how far the window moves up each time.
+        window: passages in one prompt; window, stride and rounds are by default those that the adapter was validated
+            with, else 20 and 10.
+        stride: how far the window moves up each time; by default, where a window is named, half of it.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         rounds: instead of sliding: each list is dealt at random into windows so many times over, and ordered by the
@@ -102,12 +103,14 @@ def rerank_candidates(
         trust_remote_code: run code that the model's repository brings.
         logdir: a TensorBoard directory for the figures.
     """
+    from lit_rerank.as_trained import load_reading
     from lit_rerank.measures import parse_measures
     from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
 
     parsed = parse_measures(measures)
-    reading = open_reading(window, stride, depth, top_k, rounds)
+    known = load_reading(adapter or model)
+    reading = open_reading(window, stride, depth, top_k, rounds, known)
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
     written = {"run": run, "metrics": metrics, "choices": choices, "first_stage_run": first_stage_run}

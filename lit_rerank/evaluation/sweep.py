@@ -47,8 +47,8 @@ def sweep_scales(
     limit: int | None = None,
     retention: Literal["acc", "acc_cloze", "answer_logprob", "answer_margin", "bits_per_byte"] = "answer_logprob",
     decode: How | None = None,
-    window: int = 20,
-    stride: int = 10,
+    window: int | None = None,
+    stride: int | None = None,
     depth: int = 100,
     top_k: int | None = None,
     rounds: int | None = None,
@@ -82,7 +82,7 @@ def sweep_scales(
         limit: only so many questions, spread evenly over all.
         retention: which of mmlu's figures tells what is kept.
         decode: as of rerank, as all up to max_batch_tokens.
-        window: passages in one prompt.
+        window: passages in one prompt; by default, as of rerank, what the adapter was validated with.
         stride: how far the window moves up each time.
         depth: candidates reranked per query.
         top_k: only the order of the best so many matters.
@@ -98,6 +98,7 @@ def sweep_scales(
         trust_remote_code: run code that the model's repository brings.
         logdir: a TensorBoard directory for the figures, a strength a step (percent), and the picture.
     """
+    from lit_rerank.as_trained import load_reading
     from lit_rerank.decoder import Decoder
     from lit_rerank.general_text import open_documents
     from lit_rerank.measurement import Retention
@@ -109,7 +110,8 @@ def sweep_scales(
     from lit_rerank.scale import check_scalable, scaled
 
     parsed = parse_measures(measures)
-    reading = open_reading(window, stride, depth, top_k, rounds)
+    known = load_reading(adapter)
+    reading = open_reading(window, stride, depth, top_k, rounds, known)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"scales {list(scales)}: name one or more, each once")
     folder = Path(out)

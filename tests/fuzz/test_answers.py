@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from lit_rerank.as_trained import load_prompt_settings, load_reading
 from lit_rerank.chain import FORMATS, MAX_IDENTIFIER
 from lit_rerank.encoding import PromptSettings, WindowEncoder
-from lit_rerank.prompt_settings import load_prompt_settings
+from lit_rerank.reading import Rounds, SlidingWindow
 from lit_rerank.reference import Precomputed
 from lit_rerank.sanitise import sanitise
 from tests.fuzz.inputs import FUZZED, dumped, fuzz, mangled, mutated, survives
@@ -39,7 +40,14 @@ def test_answers(name: str, text: str, n: int) -> None:
         assert sorted(parsed.permutation) == list(range(1, n + 1))
 
 
-SETTINGS = {"format": "chain", "max_passage_tokens": 20, "max_length": 100, "repeat_identifier": True, "sanitise": True}
+SETTINGS = {
+    "format": "chain",
+    "max_passage_tokens": 20,
+    "max_length": 100,
+    "repeat_identifier": True,
+    "sanitise": True,
+    "reading": {"window": 8, "stride": 4, "rounds": 2},
+}
 
 
 @fuzz(150)
@@ -50,6 +58,7 @@ def test_prompt_settings(content: bytes, tmp_path: Path) -> None:
     if settings is not None:
         assert isinstance(settings, PromptSettings)
         survives("prompt settings", lambda: WindowEncoder(TOKENIZER, settings))
+    assert isinstance(survives("reading", lambda: load_reading(tmp_path)), SlidingWindow | Rounds | None)
 
 
 def cached_values() -> bytes:
