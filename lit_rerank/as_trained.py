@@ -36,7 +36,7 @@ def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None
     try:
         settings = PromptSettings(**{name: value for name, value in _found(path).items() if name != READING})
     except TypeError as error:
-        raise UserError(f"{path}: not prompt settings: {error}") from error
+        raise UserError(f"{path}: not prompt settings: {' '.join(str(error).split())}") from error
     for name, value in asdict(settings).items():
         if not _FITS[type(getattr(PromptSettings, name))](value):
             raise UserError(f"{path}: not prompt settings: {name} is {reprlib.repr(value)}")
@@ -53,6 +53,14 @@ def load_reading(directory: str | Path) -> Reading:
         return open_reading(**known) if known else SlidingWindow()
     except UserError as error:
         raise UserError(f"{path}: {READING}: {error}") from error
+
+
+def reading_as_asked(
+    start: str, window: int | None, stride: int | None, depth: int, top_k: int | None, rounds: int | None
+) -> Reading:
+    """How lists are to be read: as is asked for, the rest as the model or adapter `start` is made to."""
+    known = load_reading(start) if window is None else None
+    return open_reading(window, stride, depth, top_k, rounds, known)
 
 
 def settings_file(name: str) -> Path | None:

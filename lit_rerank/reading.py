@@ -209,16 +209,19 @@ def open_reading(
 
     Args:
         stride: by default half the window.
-        known: the window, if none is named; where nothing of it is named (window, stride, rounds), all of it counts.
+        known: the window, where none is named; where neither stride nor rounds are either, these, too.
     """
     known = known or SlidingWindow()
     if window is None and stride is None and rounds is None:
-        stride, rounds = getattr(known, "stride", None), getattr(known, "rounds", None)
+        stride, rounds = (None, known.rounds) if isinstance(known, Rounds) else (known.stride, None)
     window = known.window if window is None else window
     if rounds is None:
         return SlidingWindow(window, window // 2 if stride is None else stride, depth, top_k)
     if top_k is not None:
-        raise UserError("in rounds every passage is scored, and nothing is saved by top_k: leave one of them out")
+        raise UserError(
+            "in rounds every passage is scored, and nothing is saved by top_k: leave it out, or name a "
+            "window alone to let it slide"
+        )
     return Rounds(window, depth, rounds)
 
 

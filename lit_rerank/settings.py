@@ -52,11 +52,12 @@ class RerankSettings:
 
     Attributes:
         decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
+        stride: by default half the window.
         rounds: if given, lists are read in so many rounds, by first choices; stride and top_k have no part in it.
     """
 
     window: int = 20
-    stride: int = 10
+    stride: int | None = None
     depth: int = 100
     top_k: int | None = None
     decode: How | None = None

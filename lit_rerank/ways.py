@@ -45,7 +45,10 @@ def fit(how: How | None, reading: "Reading") -> How | None:
     if not isinstance(reading, Rounds):
         return how
     if how not in (None, "first"):
-        raise UserError(f"rounds go by the scores of first choices, which decode {how} does not give: leave it out")
+        raise UserError(
+            f"rounds go by the scores of first choices, which decode {how} does not give: leave it out, or name a "
+            "window alone to let it slide"
+        )
     return "first"
 
 

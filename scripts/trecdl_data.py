@@ -117,7 +117,10 @@ def drawn(sources: Mapping[str, Iterable[RankingRecord]], wanted: Mapping[str, i
     for name, source in sources.items():
         records = list(source)
         if len(records) < wanted[name]:
-            raise UserError(f"{name}: there are {len(records)} records, and {wanted[name]} are wanted")
+            raise UserError(
+                f"{name}: there are {len(records)} records, and {wanted[name]} are wanted "
+                "(where an older version has left files of these, remove them)"
+            )
         taken += random.Random(name).sample(records, wanted[name])
     return taken
 
@@ -180,7 +183,7 @@ def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> It
 def found(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
     """Windows in SPLADE++ED's order of up to six that it finds, each at twice the rank of the one above it or further
     down, above others that it does not find, from the upper part of BM25's list. Every second window has of the former
-    only what BM25 finds, too."""
+    only what BM25 finds, too: in the others, words in common may tell what stands below."""
     better = {record.qid: record for record in CandidatesSource(lists / f"{year}.splade_pp_ed.top100.jsonl.gz")}
     for record in (r for r in CandidatesSource(lists / f"{year}.bm25.top100.jsonl.gz") if r.qid in better):
         best = better[record.qid]  # the same docid may have other text there
@@ -193,7 +196,8 @@ def found(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int =
         for number in range(of_each):
             draw = random.Random(f"{record.qid}/{number}")
             pool = both if number % 2 else ranks
-            relevant = [best.passages[rank] for rank in apart(draw.sample(pool, min(2 * size, len(pool))))][:KNOWN]
+            some = draw.sample(pool, min(2 * size, len(pool)))  # few of which are so far apart
+            relevant = [best.passages[rank] for rank in apart(some)][:KNOWN]
             order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
             if not relevant or len(order) == len(relevant):
                 continue

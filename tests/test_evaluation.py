@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -354,3 +355,6 @@ def test_an_adapters_way_to_read_lists_counts_unless_another_is_named(tmp_path: 
     assert windows() == 2 * 2 * 2
     assert windows("--depth", "3") == 2 * 2
     assert windows("--rounds", "1") == 2 * 2
+    shutil.copytree(tiny_model, tmp_path / "whole")  # as one that was fully fine-tuned
+    save_settings(PromptSettings(), SlidingWindow(3, 1), tmp_path / "whole")
+    assert rerank(tmp_path, tmp_path / "whole", candidates)["windows"] == 2 * 4

@@ -103,8 +103,11 @@ def test_the_recipe_trains(folder: Path, tiny_model: Path, recipe: Path) -> None
     monitor = settings["checkpoint"]["monitor"]
     assert monitor is None or steps[2][monitor] >= 0
     left = run / ("model" if "_full." in recipe.name else "adapter")
-    expected = settings["model"]["init_args"]["prompt"]["format"]
-    assert json.loads((left / "lit_rerank.json").read_text())["format"] == expected
+    module, known = settings["model"]["init_args"], json.loads((left / "lit_rerank.json").read_text())
+    assert known["format"] == module["prompt"]["format"]
+    reranking = {"window": 20, **(module["reranking"] or {})}
+    assert known["reading"]["window"] == reranking["window"]
+    assert known["reading"]["stride"] == (reranking.get("stride") or reranking["window"] // 2)
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ def test_an_adapter_reads_lists_as_it_was_trained_to_unless_told_otherwise(tiny_
     assert Reranker.from_pretrained(str(tiny_model), adapter, reading=reading).reading == reading
 
 
-@pytest.mark.parametrize("content", ["{", '{"unknown": 1}', "[]"])
+@pytest.mark.parametrize("content", ["{", '{"unknown": 1}', '{"two\\nlines": 1}', "[]"])
 def test_broken_prompt_settings_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "lit_rerank.json").write_text(content)
-    with pytest.raises(UserError, match=r"lit_rerank\.json: not prompt settings"):
+    with pytest.raises(UserError, match=r"lit_rerank\.json: not prompt settings") as error:
         load_prompt_settings(tmp_path)
+    assert "\n" not in str(error.value)

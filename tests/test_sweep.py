@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from data_modules.sources.own import write_jsonl
 from data_modules.trec import read_run
+from lit_rerank.as_trained import save_settings
 from lit_rerank.cli import evaluate
+from lit_rerank.encoding import PromptSettings
 from lit_rerank.evaluation.sweep import pareto
+from lit_rerank.reading import SlidingWindow
 from tests.references import save_adapter
 from tests.tiny import record
 
@@ -31,13 +34,13 @@ def test_the_pareto_points_are_those_that_none_beats(points: list[tuple[float, f
 def files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     write_jsonl([record(f"q{i}", 6) for i in range(4)], folder / "lists.jsonl")
-    save_adapter(tiny_model, folder / "adapter", seed=3)
+    save_settings(PromptSettings(), SlidingWindow(4, 2), save_adapter(tiny_model, folder / "adapter", seed=3))
     return folder
 
 
 def sweep(files: Path, model: Path, out: Path, *more: str) -> dict[str, Any]:
     given = ["--model", str(model), "--adapter", str(files / "adapter"), "--out", str(out)]
-    evaluate(["sweep", *given, "--candidates", str(files / "lists.jsonl"), "--window", "4", "--stride", "2", *more])
+    evaluate(["sweep", *given, "--candidates", str(files / "lists.jsonl"), *more])
     return dict(json.loads((out / "sweep.json").read_text()))
 
 

@@ -1,5 +1,6 @@
 """`evaluate.py merge`: a model and its adapter, at a chosen strength, written as one."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def merge_adapter(
         dtype: of the weights; merging rounds to it, float32 hardly at all.
         trust_remote_code: run code that the model's repository brings.
     """
-    from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings, settings_file
+    from lit_rerank.as_trained import SETTINGS_FILE, settings_file
     from lit_rerank.backbone import load_model, load_tokenizer
     from lit_rerank.scale import fold_scale
 
@@ -46,8 +47,8 @@ def merge_adapter(
     else:
         merged(loaded, scale).save_pretrained(folder)
         load_tokenizer(model, trust_remote_code).save_pretrained(folder)
-    if settings_file(adapter) is not None:  # of another program's adapter they are not known
-        save_settings(load_prompt_settings(adapter), load_reading(adapter), folder)
+    if (known := settings_file(adapter)) is not None:  # of another program's adapter nothing is
+        shutil.copyfile(known, folder / SETTINGS_FILE)
     print(f"{folder}: the {'adapter' if keep_adapter else 'model'} at scale {scale:g}")
 
 

@@ -77,14 +77,15 @@ def rerank_candidates(
             plain generation, read with tolerance (slow).
         format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
             with, else chain.
-        window: passages in one prompt; window, stride and rounds are by default those that the adapter was validated
-            with, else 20 and 10.
-        stride: how far the window moves up each time; by default, where a window is named, half of it.
+        window: passages in one prompt; by default as the adapter (or the fully fine-tuned model) read lists in
+            training's validation, else 20.
+        stride: how far the window moves up each time; by default, where neither window nor rounds are named, as then,
+            else half the window.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         rounds: instead of sliding: each list is dealt at random into windows so many times over, and ordered by the
             strengths that best explain all windows' first choices (decode first; stride has no part in it, top_k and
-            self_consistency are refused).
+            self_consistency are refused); by default, where neither window nor stride are named, as in validation.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
@@ -103,14 +104,12 @@ def rerank_candidates(
         trust_remote_code: run code that the model's repository brings.
         logdir: a TensorBoard directory for the figures.
     """
-    from lit_rerank.as_trained import load_reading
+    from lit_rerank.as_trained import reading_as_asked
     from lit_rerank.measures import parse_measures
-    from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
 
     parsed = parse_measures(measures)
-    known = load_reading(adapter or model)
-    reading = open_reading(window, stride, depth, top_k, rounds, known)
+    reading = reading_as_asked(adapter or model, window, stride, depth, top_k, rounds)
     if choices is not None and self_consistency > 1:
         raise UserError("choices are those of one reading; with self_consistency there are several of each window")
     written = {"run": run, "metrics": metrics, "choices": choices, "first_stage_run": first_stage_run}

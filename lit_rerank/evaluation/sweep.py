@@ -82,7 +82,7 @@ def sweep_scales(
         limit: only so many questions, spread evenly over all.
         retention: which of mmlu's figures tells what is kept.
         decode: as of rerank, as all up to max_batch_tokens.
-        window: passages in one prompt; by default, as of rerank, what the adapter was validated with.
+        window: passages in one prompt; by default, as stride and rounds and as of rerank, what the adapter keeps.
         stride: how far the window moves up each time.
         depth: candidates reranked per query.
         top_k: only the order of the best so many matters.
@@ -98,20 +98,18 @@ def sweep_scales(
         trust_remote_code: run code that the model's repository brings.
         logdir: a TensorBoard directory for the figures, a strength a step (percent), and the picture.
     """
-    from lit_rerank.as_trained import load_reading
+    from lit_rerank.as_trained import reading_as_asked
     from lit_rerank.decoder import Decoder
     from lit_rerank.general_text import open_documents
     from lit_rerank.measurement import Retention
     from lit_rerank.measures import parse_measures
     from lit_rerank.paired import flat, paired
-    from lit_rerank.reading import open_reading
     from lit_rerank.reranker import Reranker
     from lit_rerank.retention import measure
     from lit_rerank.scale import check_scalable, scaled
 
     parsed = parse_measures(measures)
-    known = load_reading(adapter)
-    reading = open_reading(window, stride, depth, top_k, rounds, known)
+    reading = reading_as_asked(adapter, window, stride, depth, top_k, rounds)
     if not scales or len(set(scales)) < len(scales):
         raise UserError(f"scales {list(scales)}: name one or more, each once")
     folder = Path(out)
