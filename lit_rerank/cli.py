@@ -87,6 +87,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     def run() -> None:
         from jsonargparse import ArgumentParser, set_parsing_settings
 
+        from lit_rerank.evaluation.average import average_adapters
         from lit_rerank.evaluation.compare import compare_runs
         from lit_rerank.evaluation.fuse import fuse_runs
         from lit_rerank.evaluation.index import index_collection
@@ -107,6 +108,7 @@ def evaluate(args: Sequence[str] | None = None) -> None:
             "rerank": rerank_candidates,
             "mmlu": answer_mmlu,
             "merge": merge_adapter,
+            "average": average_adapters,
             "sweep": sweep_scales,
             "compare": compare_runs,
             "fuse": fuse_runs,

@@ -8,7 +8,7 @@ from statistics import fmean
 import yaml
 
 from scripts.recipes import curve
-from scripts.rows import TRAININGS
+from scripts.rows import TRAININGS, Training
 
 LAST = 10  # steps, over which losses are averaged
 SMOOTHED = 20  # steps, in curves
@@ -56,10 +56,14 @@ def read_until(training: str, steps: Sequence[int], runs: Path) -> list[float]:
 
 
 def read_before(training: str, runs: Path) -> float:
-    """How many tokens those have read that a training starts from, one after the other; nan where it was not logged."""
-    start = TRAININGS[training].start
-    if start is None:
-        return 0.0
-    if not is_logged(runs / start):
+    """How many tokens those have read that a training starts from, each once; nan where one was not logged."""
+    earlier = [name for name in all_before(training) if isinstance(TRAININGS[name], Training)]
+    if not all(is_logged(runs / name) for name in earlier):
         return math.nan
-    return read_before(start, runs) + sum(tokens_of(runs / start).values())
+    return float(sum(sum(tokens_of(runs / name).values()) for name in earlier))
+
+
+def all_before(training: str) -> set[str]:
+    """The trainings and means that come before one."""
+    starts = TRAININGS[training].starts
+    return set(starts).union(*map(all_before, starts))

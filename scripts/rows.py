@@ -11,6 +11,7 @@ COLUMNS = (
     *(f"{first_stage}.{DEPTHS[0]}.{reading}" for first_stage in LISTS for reading in IN_ROUNDS),
 )
 DIRECT = ("--model.init_args.prompt.format=direct",)
+LONGER = (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120")
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 JUDGED = (
@@ -46,6 +47,27 @@ class Training:
     options: tuple[str, ...] = ()
     data: str = "train"
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The trainings that come before it."""
+        return () if self.start is None else (self.start,)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of several trainings' adapters (`evaluate.py average`).
+
+    Attributes:
+        of: the trainings.
+    """
+
+    of: tuple[str, ...]
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The trainings that come before it."""
+        return self.of
+
 
 @dataclass(frozen=True)
 class Row:
@@ -74,21 +96,20 @@ def title_of(column: str) -> str:
     return ", ".join([first_stage, f"top {depth}", *reading])
 
 
-TRAININGS = {
+TRAININGS: dict[str, Training | Mean] = {
     "pointing": Training("trecdl.pointing", data="pointing"),
     # Direct answers are shorter, hence the more of them: about as much work as chain SFT and DPO are together.
     "direct_asked": Training(
         "trecdl.sft", "pointing", (*DIRECT, "--trainer.max_steps=616", "--trainer.val_check_interval=308")
     ),
     "chain_asked": Training("trecdl.sft", "pointing"),
-    "direct": Training(
-        "trecdl.lists",
-        "direct_asked",
-        (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120"),
-        "lists",
-    ),
-    "chain": Training("trecdl.lists", "chain_asked", data="lists"),
-    "dpo": Training("trecdl.dpo", "chain", data="lists"),
+    "direct_lists": Training("trecdl.lists", "direct_asked", LONGER, "lists"),
+    "direct_orders": Training("trecdl.lists", "direct_asked", LONGER, "orders"),
+    "direct": Mean(("direct_lists", "direct_orders")),
+    "chain_lists": Training("trecdl.lists", "chain_asked", data="lists"),
+    "chain_orders": Training("trecdl.lists", "chain_asked", data="orders"),
+    "chain": Mean(("chain_lists", "chain_orders")),
+    "dpo": Training("trecdl.dpo", "chain", data="orders"),
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
     "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
@@ -99,7 +120,11 @@ ROWS = {
     "likelihood": Row("untuned, query likelihood", None, "likelihood", asked=False),
     "direct_asked": Row("direct SFT, before the lists", "direct_asked", "direct", depths=(20,)),
     "chain_asked": Row("chain SFT, before the lists", "chain_asked", "chain", depths=(20,)),
+    "direct_lists": Row("direct SFT, lists alone", "direct_lists", "direct", depths=(20,)),
+    "direct_orders": Row("direct SFT, orders alone", "direct_orders", "direct", depths=(20,)),
     "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct", rounds=True),
+    "chain_lists": Row("chain SFT, lists alone", "chain_lists", "chain", depths=(20,)),
+    "chain_orders": Row("chain SFT, orders alone", "chain_orders", "chain", depths=(20,)),
     "chain": Row("chain SFT", "chain", "chain", rounds=True),
     "dpo": Row("chain SFT + DPO", "dpo", "chain", rounds=True),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),

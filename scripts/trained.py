@@ -1,13 +1,17 @@
 """The trainings of `make results`: each after those that it starts from, once, and of the data that are there."""
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.sources.shards import hash_of
 from lit_rerank.errors import UserError
 from scripts.recipes import go_on, pays_to_compile
-from scripts.rows import ROWS, TRAININGS
+from scripts.rows import ROWS, TRAININGS, Mean, Training
 
 MADE_OF = "made_of.json"
 
@@ -18,15 +22,39 @@ def train(name: str, lists: Path, runs: Path) -> None:
     Raises:
         UserError: if it was stopped when it had learned from or replayed other data, or begun with another adapter.
     """
-    training, run = TRAININGS[name], runs / name
+    run = runs / name
     if (run / "complete").exists():
         if what := different(name, runs):
             print(f"{run} was made of {what}: it is kept (to train it anew, remove it)", flush=True)
         return  # whatever became of those that it started from
-    if training.start is not None:
-        train(training.start, lists, runs)
+    for start in TRAININGS[name].starts:
+        train(start, lists, runs)
     if what := different(name, runs):
         raise UserError(f"{run} was stopped, and was made of {what}: to train it anew, remove it")
+    for row in (row for row in ROWS if ROWS[row].training == name and (runs / "measured" / row).exists()):
+        print(f"{runs}/measured/{row} is of an earlier adapter: it is removed", flush=True)
+        shutil.rmtree(runs / "measured" / row)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / MADE_OF).write_text(json.dumps(made_of(name, runs), indent=2) + "\n")
+    match TRAININGS[name]:
+        case Mean(of):
+            average([runs / part / "adapter" for part in of], run)
+        case training:
+            go_on(training.recipe, run, *told(name, training, lists, runs))
+
+
+def average(adapters: Sequence[Path], run: Path) -> None:
+    """Make an adapter that is the mean of others."""
+    shutil.rmtree(run / "adapter", ignore_errors=True)
+    words = ["evaluate.py", "average", *map(str, adapters), "--out", f"{run}/adapter"]
+    print(f"\n== python {shlex.join(words)}\n", flush=True)
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError("averaging has failed; its message stands above")
+    (run / "complete").touch()
+
+
+def told(name: str, training: Training, lists: Path, runs: Path) -> list[str]:
+    """What a recipe's command is told besides."""
     replay = replayed(name, runs)
     options = [*training.options, f"--data.init_args.train.init_args.path={data_of(name, runs)}"]
     if training.recipe == "trecdl.pointing":
@@ -44,12 +72,7 @@ def train(name: str, lists: Path, runs: Path) -> None:
         options.append("--model.init_args.backbone.compile=true")
     if training.start is not None:
         options.append(f"--model.init_args.backbone.adapter={runs / training.start}/adapter")
-    for row in (row for row in ROWS if ROWS[row].training == name and (runs / "measured" / row).exists()):
-        print(f"{runs}/measured/{row} is of an earlier adapter: it is removed", flush=True)
-        shutil.rmtree(runs / "measured" / row)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / MADE_OF).write_text(json.dumps(made_of(name, runs), indent=2) + "\n")
-    go_on(training.recipe, run, *options)
+    return options
 
 
 def processes() -> tuple[str, ...]:
@@ -62,29 +85,31 @@ def processes() -> tuple[str, ...]:
     return tuple(f"--{option}" for option in options)
 
 
-def data_of(training: str, runs: Path) -> Path:
-    """The file that a training learns from."""
-    return runs / "data" / f"{TRAININGS[training].data}.jsonl.gz"
+def data_of(name: str, runs: Path) -> Path | None:
+    """The file that a training learns from; a mean has none."""
+    training = TRAININGS[name]
+    return None if isinstance(training, Mean) else runs / "data" / f"{training.data}.jsonl.gz"
 
 
-def replayed(training: str, runs: Path) -> Path | None:
+def replayed(name: str, runs: Path) -> Path | None:
     """The file that a training replays, if it does."""
-    recipe, options = TRAININGS[training].recipe, TRAININGS[training].options
-    if recipe == "trecdl.pointing" or "--data.init_args.replay=null" in options:
+    training = TRAININGS[name]
+    if isinstance(training, Mean) or training.recipe == "trecdl.pointing":
+        return None
+    if "--data.init_args.replay=null" in training.options:
         return None
     return runs / "data" / "self_taught" / "replay.jsonl.gz"
 
 
-def made_of(training: str, runs: Path) -> dict[str, str]:
-    """Recipe and options; the SHA-256 of what is learned from and replayed, and of the adapter that it starts from."""
-    start, replay = TRAININGS[training].start, replayed(training, runs)
-    files = {"data": data_of(training, runs)}
-    if replay is not None:
-        files["replay"] = replay
-    if start is not None:
-        files["weights"] = runs / start / "adapter" / "adapter_model.safetensors"
-    recipe = {"recipe": TRAININGS[training].recipe, "options": " ".join(TRAININGS[training].options)}
-    return recipe | {name: hash_of(path) for name, path in files.items() if path.exists()}
+def made_of(name: str, runs: Path) -> dict[str, str]:
+    """Recipe and options; the SHA-256 of what is learned from and replayed, and of the adapters that it starts from."""
+    training = TRAININGS[name]
+    files = {"data": data_of(name, runs), "replay": replayed(name, runs)}
+    for start in training.starts:
+        part = f"weights of {start}" if isinstance(training, Mean) else "weights"
+        files[part] = runs / start / "adapter" / "adapter_model.safetensors"
+    recipe = {} if isinstance(training, Mean) else {"recipe": training.recipe, "options": " ".join(training.options)}
+    return recipe | {what: hash_of(path) for what, path in files.items() if path is not None and path.exists()}
 
 
 def different(training: str, runs: Path) -> str:

@@ -2,16 +2,17 @@
 
 Teachers' windows of DL 2019, lists of DL 2022 in SPLADE++ED's order, judged answers of Cranfield, pointing practice on
 the passages of DL 2019, and questions and orders that the model makes for itself of both years' passages
-(`scripts.self_taught`): train.jsonl.gz. What is harder is in lists.jsonl.gz, to go on with: windows whose passages have
-all been found for their question; some of the model's and of the teachers' orders are in both. DL 2021, on which
-models are measured, gives nothing to learn from; `make results` alone makes two files of it, for an upper bound and to
-be learned by heart.
+(`scripts.self_taught`): train.jsonl.gz. What is harder is in lists.jsonl.gz and orders.jsonl.gz, to go on with: windows
+whose passages have all been found for their question. In most of the former, one to three passages stand above others;
+in the latter, more of the order is known. Some of the model's and of the teachers' orders are in all three. DL 2021, on
+which models are measured, gives nothing to learn from; `make results` alone makes two files of it, for an upper bound
+and to be learned by heart.
 """
 
 import argparse
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from data_modules.catalogue import open_collection
@@ -34,9 +35,11 @@ DRAWN = {  # records
     "splade": 400,
     "cranfield": 400,
 }
-LISTED = {"asked": 200, "self_taught": 1500, "found": 1000, "judged": 350, "teachers": 350}  # records of lists.jsonl.gz
+LISTED = {"asked": 800, "self_taught": 850, "found": 800, "judged": 400, "teachers": 350}  # records of lists.jsonl.gz
+IN_ORDER = {"asked": 200, "self_taught": 1500, "spread": 1000, "judged": 350, "teachers": 350}  # of orders.jsonl.gz
+BEST = 20  # of SPLADE++ED's list, which count as relevant
 KNOWN = 6  # of a window's passages, at most, are ordered by SPLADE++ED; the order of the others is not known
-ORDERED = 1700  # windows that the model orders; train.jsonl.gz has the first of them
+ORDERED = 1700  # windows that the model orders; the first of them are in train.jsonl.gz and lists.jsonl.gz
 ASKED = 3000  # passages; not every question is of use
 
 
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) -> None:
-    """Write the files that the recipes read; lists.jsonl.gz is the last."""
+    """Write the files that the recipes read; orders.jsonl.gz is the last."""
     for name in ("dl19.teacher_windows", "dl19.passages"):
         existing_file(data / f"{name}.jsonl.gz")
     for year in ("dl19", "dl22"):
@@ -68,20 +71,30 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
     out.mkdir(parents=True, exist_ok=True)
     write_rows(documents(data, lists), out / "passages.jsonl.gz")
     self_taught.make(model, out / "passages.jsonl.gz", out / "self_taught", ASKED, ORDERED)
-    self_ordered = JsonlSource(out / "self_taught" / "windows.jsonl.gz")
+    self_ordered = list(JsonlSource(out / "self_taught" / "windows.jsonl.gz"))
     passages = str(data / "dl19.passages.jsonl.gz")
     sources: dict[str, Iterable[RankingRecord]] = {
         "asked": JudgedSource(str(out / "self_taught"), DRAWN["asked"], 2, 6, Negatives(near=0.25, siblings=0.0)),
         "practice": practice(passages),
-        "self_taught": islice(self_ordered, DRAWN["self_taught"]),
+        "self_taught": self_ordered[: DRAWN["self_taught"]],
         "teachers": teachers(data),
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
     }
+    asked_of_lists = JudgedSource(
+        str(out / "self_taught"), LISTED["asked"], 4, 8, Negatives(near=1.0, siblings=0.0), seed=7
+    )
     listed: dict[str, Iterable[RankingRecord]] = {
-        "asked": JudgedSource(str(out / "self_taught"), LISTED["asked"], 4, 8, Negatives(near=1.0, siblings=0.0), 7),
+        "asked": asked_of_lists,
+        "self_taught": sources["self_taught"],
+        "found": found(lists),
+        "judged": judged(lists, "dl19"),
+        "teachers": teachers(data),
+    }
+    in_order: dict[str, Iterable[RankingRecord]] = {
+        "asked": asked_of_lists,
         "self_taught": self_ordered,
-        "found": chain(found(lists, "dl19"), found(lists, "dl22")),
+        "spread": chain(spread(lists, "dl19"), spread(lists, "dl22")),
         "judged": judged(lists, "dl19"),
         "teachers": teachers(data),
     }
@@ -93,6 +106,7 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
             "pointing.val": pairs[PAIRS:],
             "train": drawn(sources, DRAWN),
             "lists": drawn(listed, LISTED),
+            "orders": drawn(in_order, IN_ORDER),
         },
         out,
     )
@@ -180,7 +194,27 @@ def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> It
             yield RankingRecord(f"{record.qid}:{number}", record.query, window.passages, window.permutation)
 
 
-def found(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
+def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
+    """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others that it
+    does not find, from the upper part of BM25's list."""
+    better = {record.qid: record for record in CandidatesSource(lists / "dl22.splade_pp_ed.top100.jsonl.gz")}
+    for record in (record for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz") if record.qid in better):
+        passages, unlike = record.passages, _without_copies(record)
+        rank = {passage.text: place for place, passage in reversed([*enumerate(better[record.qid].passages)])}
+        good = [place for place in unlike if rank.get(passages[place].text, BEST) < BEST]
+        others = [place for place in unlike if place < depth and passages[place].text not in rank]
+        for number in range(of_each if good and others else 0):
+            draw = random.Random(f"{record.qid}/{number}")
+            relevant = draw.sample(good, min(draw.randint(1, 3), len(good)))
+            relevant.sort(key=lambda place: rank[passages[place].text])
+            order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
+            shown = draw.sample(order, len(order))
+            permutation = tuple(shown.index(place) + 1 for place in order)
+            window = tuple(passages[place] for place in shown)
+            yield RankingRecord(f"{record.qid}:found:{number}", record.query, window, permutation, len(relevant))
+
+
+def spread(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
     """Windows in SPLADE++ED's order of up to six that it finds, each at twice the rank of the one above it or further
     down, above others that it does not find, from the upper part of BM25's list. Every second window has of the former
     only what BM25 finds, too: in the others, words in common may tell what stands below."""
@@ -204,7 +238,7 @@ def found(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int =
             shown = draw.sample(range(len(order)), len(order))
             permutation = tuple(shown.index(place) + 1 for place in range(len(order)))
             window = tuple(order[place] for place in shown)
-            yield RankingRecord(f"{record.qid}:found:{number}", record.query, window, permutation, len(relevant))
+            yield RankingRecord(f"{record.qid}:spread:{number}", record.query, window, permutation, len(relevant))
 
 
 def apart(places: Iterable[int]) -> list[int]:

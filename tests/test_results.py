@@ -42,6 +42,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
             asked.append(words[1:])
             if "fuse" in words:
                 Path(words[words.index("--run") + 1]).touch()
+            elif "average" in words:
+                Path(words[words.index("--out") + 1]).mkdir()
             elif "--metrics" in words:
                 metrics = Path(words[words.index("--metrics") + 1])
                 metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +73,18 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     for words in commands():
         (fits if words[0] == "train.py" else evaluations).append(words)
     recipes = [next(w for w in words if "recipes/" in w) for words in fits]
-    assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", "trecdl.sft", "trecdl.sft", "trecdl.dpo"]
-    assert "configs/recipes/trecdl.lists.yaml" in fits[2]
+    assert [Path(recipe).stem for recipe in recipes] == ["trecdl.pointing", *["trecdl.sft"] * 3, "trecdl.dpo"]
+    assert all("configs/recipes/trecdl.lists.yaml" in words for words in fits[2:4])
     watched = "--data.init_args.val.init_args.path=lists/dl21.bm25.top100.jsonl.gz"
-    assert [watched in words for words in fits] == [False, True, True, False]
-    assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True, True]
-    starts = [f"--model.init_args.backbone.adapter={tmp_path}/{start}/adapter" for start in ("chain_asked", "chain")]
-    assert [start in words for start, words in zip(starts, fits[2:], strict=True)] == [True, True]
+    assert [watched in words for words in fits] == [False, True, True, True, False]
+    assert [set(trained.processes()) <= set(words) for words in fits] == [False, True, True, True, True]
+    for words, start, data in zip(
+        fits[2:], ("chain_asked", "chain_asked", "chain"), ("lists", "orders", "orders"), strict=True
+    ):
+        assert f"--model.init_args.backbone.adapter={tmp_path}/{start}/adapter" in words
+        assert f"--data.init_args.train.init_args.path={tmp_path}/data/{data}.jsonl.gz" in words
+    parts = [f"{tmp_path}/{part}/adapter" for part in ("chain_lists", "chain_orders")]
+    assert evaluations.pop(0) == ["evaluate.py", "average", *parts, "--out", f"{tmp_path}/chain/adapter"]
     assert [words[1] for words in evaluations] == ["rerank", "rerank", "rerank", "fuse"] * 2 + ["mmlu"] * 2
     rounds, fuse = evaluations[2:4]
     assert {"--window": "4", "--rounds": "4"}.items() <= dict(pairwise(rounds)).items()
@@ -123,15 +130,16 @@ def test_what_was_made_of_something_else_is_noticed(
 
 
 def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path) -> None:
-    for name, tokens in {"pointing": 10.0, "chain_asked": 100.0}.items():
+    for name, tokens in {"pointing": 10.0, "chain_asked": 100.0, "chain_lists": 1.0, "chain_orders": 112.0}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
         row = {"step": 0, "train/tokens": tokens}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         (tmp_path / name / "complete").touch()
-    assert [learning.read_before(name, tmp_path) for name in ("pointing", "chain_asked", "chain")] == [0, 20, 220]
+    names = ("pointing", "chain_asked", "chain_lists", "dpo")
+    assert [learning.read_before(name, tmp_path) for name in names] == [0, 20, 220, 222 + 224]
     (tmp_path / "chain_asked" / "metrics.jsonl").unlink()  # an adapter that came without its training
-    assert math.isnan(learning.read_before("chain", tmp_path))
+    assert math.isnan(learning.read_before("chain_lists", tmp_path))
 
 
 def test_what_measuring_needs_is_named_before_any_work(tmp_path: Path) -> None:

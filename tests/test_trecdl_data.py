@@ -22,6 +22,9 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     drawn = {"asked": 4, "self_taught": 3, "teachers": 20, "splade": 12, "cranfield": 8, "practice": 10}
     monkeypatch.setattr(trecdl_data, "DRAWN", drawn)
     monkeypatch.setattr(trecdl_data, "LISTED", {"asked": 4, "self_taught": 3, "found": 30, "judged": 20, "teachers": 5})
+    in_order = {"asked": 2, "self_taught": 5, "spread": 30, "judged": 10, "teachers": 5}
+    monkeypatch.setattr(trecdl_data, "IN_ORDER", in_order)
+    monkeypatch.setattr(trecdl_data, "ORDERED", 5)
     monkeypatch.setattr(trecdl_data, "PAIRS", 30)
     monkeypatch.setattr(trecdl_data, "ASKED", 6)
     folders = (shared_data / "train", shared_data / "trec-dl", shared_data / "cranfield")
@@ -36,7 +39,9 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     listed = list(JsonlSource(out / "lists.jsonl.gz"))
     assert len(listed) == 62
     asked = {record.query for record in open_candidates(shared_data / "trec-dl" / "dl21.bm25.top100.jsonl.gz")}
-    assert not asked & {record.query for record in train + listed}
+    ordered = list(JsonlSource(out / "orders.jsonl.gz"))
+    assert len(ordered) == 52
+    assert not asked & {record.query for record in train + listed + ordered}
     pairs = list(JsonlSource(out / "pointing.jsonl.gz"))
     held_out = list(JsonlSource(out / "pointing.val.jsonl.gz"))
     assert (len(pairs), len(held_out)) == (30, trecdl_data.HELD_OUT)
@@ -58,6 +63,27 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
         assert len({passage.text for passage in record.passages}) == 20
 
 
+def test_what_the_better_retriever_has_at_the_top_stands_above_what_it_has_not(shared_data: Path) -> None:
+    lists = shared_data / "trec-dl"
+    of_query = {
+        name: {record.qid: record for record in open_candidates(lists / f"dl22.{name}.top100.jsonl.gz")}
+        for name in ("bm25", "splade_pp_ed")
+    }
+    windows = list(trecdl_data.found(lists, of_each=2))
+    assert len({window.query for window in windows}) > 60
+    for window in windows:
+        qid = window.qid.partition(":")[0]
+        better = [passage.text for passage in of_query["splade_pp_ed"][qid].passages]
+        assert {passage.text for passage in window.passages} <= {p.text for p in of_query["bm25"][qid].passages}
+        ordered = [window.passages[i - 1].text for i in window.permutation or ()]
+        places = [better.index(text) for text in ordered[: window.choices]]
+        assert places == sorted(places)
+        assert 1 <= len(places) <= 3
+        assert places[-1] < trecdl_data.BEST
+        assert len(window.passages) == len(set(ordered)) == 8
+        assert not set(ordered[window.choices :]) & set(better)
+
+
 @pytest.mark.parametrize("year", ["dl19", "dl22"])
 def test_what_the_better_retriever_finds_stands_in_its_order_above_what_it_does_not(
     year: str, shared_data: Path
@@ -67,7 +93,7 @@ def test_what_the_better_retriever_finds_stands_in_its_order_above_what_it_does_
         name: {record.qid: record for record in open_candidates(lists / f"{year}.{name}.top100.jsonl.gz")}
         for name in ("bm25", "splade_pp_ed")
     }
-    windows = list(trecdl_data.found(lists, year, of_each=4))
+    windows = list(trecdl_data.spread(lists, year, of_each=4))
     assert len({window.query for window in windows}) == len(of_query["bm25"])
     known, found_by_both = Counter[int](), {"0": 0, "1": 0}
     for window in windows:

@@ -1,0 +1,120 @@
+"""`evaluate.py average`: adapters that went on from the same one, made one.
+
+What needs torch is imported by the functions that use it: `--help` reads this module's signatures alone.
+"""
+
+import json
+import shutil
+from itertools import combinations
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_rerank.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ALIKE = 0.5  # cosine; those of unrelated trainings have about 0
+OF_A_RUN = {"inference_mode", "revision"}  # not of what an adapter computes
+
+
+def average_adapters(*adapters: str, out: str) -> None:
+    """Write the mean of the weights of adapters that went on from the same one (a model soup, Wortsman et al. 2022).
+
+    Several trainings, as on other data or with other seeds, often make a better model together than each alone, and
+    the mean costs no more to use than one of them.
+
+    Args:
+        adapters: two or more directories of PEFT adapters of one shape.
+        out: the directory to write; how prompts are written and lists read is the first adapter's.
+    """
+    folders, target = [Path(adapter) for adapter in adapters], Path(out)
+    if len(folders) < 2:
+        raise UserError("there is nothing to average: name two or more adapters")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{out} holds something already: name a new directory")
+    _check_same_kind(folders)
+    weights = [_weights(folder) for folder in folders]
+    for (one, own), (other, others) in combinations(zip(folders, weights, strict=True), 2):
+        _check_alike(one, own, other, others)
+    _write(mean(weights), folders[0], target)
+    print(f"{out}: the mean of {len(folders)} adapters")
+
+
+def mean(weights: "list[dict[str, Tensor]]") -> "dict[str, Tensor]":
+    """The mean of each tensor, computed in float32, in the type of the first."""
+    first = weights[0]
+    sums = {name: sum((own[name].float() for own in weights[1:]), first[name].float()) for name in first}
+    return {name: (total / len(weights)).to(first[name].dtype) for name, total in sums.items()}
+
+
+def cosine(own: "dict[str, Tensor]", others: "dict[str, Tensor]") -> float:
+    """Of all weights, taken as one vector each; nan where one of them is zero."""
+
+    def product(one: "dict[str, Tensor]", other: "dict[str, Tensor]") -> float:
+        return sum(float((tensor.double() * other[name].double()).sum()) for name, tensor in one.items())
+
+    lengths = sqrt(product(own, own) * product(others, others))
+    return product(own, others) / lengths if lengths else float("nan")
+
+
+def _check_same_kind(folders: list[Path]) -> None:
+    """Raise a UserError where adapters are of other bases or shapes, or were trained with other prompts."""
+    from lit_rerank.as_trained import load_prompt_settings
+
+    (first, config), *others = [(folder, _config(folder)) for folder in folders]
+    for folder, other in others:
+        unlike = [name for name in sorted(config | other) if config.get(name) != other.get(name)]
+        if load_prompt_settings(folder) != load_prompt_settings(first):
+            unlike.append("how prompts are written")
+        if unlike:
+            raise UserError(f"{first} and {folder} cannot be averaged: they differ in {', '.join(unlike)}")
+
+
+def _check_alike(one: Path, own: "dict[str, Tensor]", other: Path, others: "dict[str, Tensor]") -> None:
+    if {name: weight.shape for name, weight in own.items()} != {name: w.shape for name, w in others.items()}:
+        raise UserError(f"{one} and {other} cannot be averaged: their weights have other names or shapes")
+    if not (found := cosine(own, others)) >= ALIKE:
+        raise UserError(
+            f"{one} and {other} cannot be averaged: their weights have nothing in common (cosine {found:.2f}); have "
+            "both gone on from the same adapter?"
+        )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / CONFIG).read_text("utf-8"))
+        return {name: _sorted(value) for name, value in found.items() if name not in OF_A_RUN}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder} holds no adapter: {CONFIG} cannot be read") from error
+
+
+def _sorted(value: Any) -> Any:
+    """PEFT writes sets as lists, in any order."""
+    return sorted(value, key=repr) if isinstance(value, list) else value
+
+
+def _weights(folder: Path) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no adapter: {WEIGHTS} cannot be read") from error
+
+
+def _write(weights: "dict[str, Tensor]", like: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    from lit_rerank.as_trained import SETTINGS_FILE
+    from lit_rerank.whole import written_whole
+
+    with written_whole(target) as unfinished:
+        unfinished.mkdir()
+        save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
+        for name in (CONFIG, SETTINGS_FILE):
+            if (like / name).exists():
+                shutil.copyfile(like / name, unfinished / name)
