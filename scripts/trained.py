@@ -1,15 +1,13 @@
 """The trainings of `make results`: each after those that it starts from, once, and of the data that are there."""
 
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.sources.shards import hash_of
 from lit_rerank.errors import UserError
+from scripts.measured import run as run_command
 from scripts.recipes import go_on, pays_to_compile
 from scripts.rows import ROWS, TRAININGS, Mean, Training
 
@@ -43,14 +41,11 @@ def train(name: str, lists: Path, runs: Path) -> None:
             go_on(training.recipe, run, *told(name, training, lists, runs))
 
 
-def average(adapters: Sequence[Path], run: Path) -> None:
+def average(adapters: Sequence[Path], folder: Path) -> None:
     """Make an adapter that is the mean of others."""
-    shutil.rmtree(run / "adapter", ignore_errors=True)
-    words = ["evaluate.py", "average", *map(str, adapters), "--out", f"{run}/adapter"]
-    print(f"\n== python {shlex.join(words)}\n", flush=True)
-    if subprocess.run([sys.executable, *words]).returncode:
-        raise UserError("averaging has failed; its message stands above")
-    (run / "complete").touch()
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    run_command("average", *map(str, adapters), "--out", f"{folder}/adapter")
+    (folder / "complete").touch()
 
 
 def told(name: str, training: Training, lists: Path, runs: Path) -> list[str]:
@@ -108,8 +103,9 @@ def made_of(name: str, runs: Path) -> dict[str, str]:
     for start in training.starts:
         part = f"weights of {start}" if isinstance(training, Mean) else "weights"
         files[part] = runs / start / "adapter" / "adapter_model.safetensors"
-    recipe = {} if isinstance(training, Mean) else {"recipe": training.recipe, "options": " ".join(training.options)}
-    return recipe | {what: hash_of(path) for what, path in files.items() if path is not None and path.exists()}
+    recipe, options = ("average", training.of) if isinstance(training, Mean) else (training.recipe, training.options)
+    told = {"recipe": recipe, "options": " ".join(options)}
+    return told | {what: hash_of(path) for what, path in files.items() if path is not None and path.exists()}
 
 
 def different(training: str, runs: Path) -> str:

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from data_modules.catalogue import open_collection
-from data_modules.records import RankingRecord, Window
+from data_modules.records import Passage, RankingRecord, Window
 from data_modules.sources import CandidatesSource, JudgedSource, PointingSource, TeacherWindowsSource
 from data_modules.sources.base import existing_file, parse_object, read_lines, write_rows
 from data_modules.sources.corpus import DocumentsSource
@@ -36,7 +36,7 @@ DRAWN = {  # records
     "cranfield": 400,
 }
 LISTED = {"asked": 800, "self_taught": 850, "found": 800, "judged": 400, "teachers": 350}  # records of lists.jsonl.gz
-IN_ORDER = {"asked": 200, "self_taught": 1500, "spread": 1000, "judged": 350, "teachers": 350}  # of orders.jsonl.gz
+IN_ORDER = {"asked": 200, "self_taught": 1500, "found": 1000, "judged": 350, "teachers": 350}  # of orders.jsonl.gz
 BEST = 20  # of SPLADE++ED's list, which count as relevant
 KNOWN = 6  # of a window's passages, at most, are ordered by SPLADE++ED; the order of the others is not known
 ORDERED = 1700  # windows that the model orders; the first of them are in train.jsonl.gz and lists.jsonl.gz
@@ -81,20 +81,18 @@ def write_data(model: str, data: Path, lists: Path, cranfield: Path, out: Path) 
         "splade": splade(lists / "dl22.splade_pp_ed.top100.jsonl.gz"),
         "cranfield": JudgedSource(str(cranfield), DRAWN["cranfield"], 3, 8),
     }
-    asked_of_lists = JudgedSource(
-        str(out / "self_taught"), LISTED["asked"], 4, 8, Negatives(near=1.0, siblings=0.0), seed=7
-    )
+    near = Negatives(near=1.0, siblings=0.0)
     listed: dict[str, Iterable[RankingRecord]] = {
-        "asked": asked_of_lists,
+        "asked": JudgedSource(str(out / "self_taught"), LISTED["asked"], 4, 8, near, seed=7),
         "self_taught": sources["self_taught"],
         "found": found(lists),
         "judged": judged(lists, "dl19"),
         "teachers": teachers(data),
     }
     in_order: dict[str, Iterable[RankingRecord]] = {
-        "asked": asked_of_lists,
+        "asked": JudgedSource(str(out / "self_taught"), IN_ORDER["asked"], 4, 8, near, seed=7),
         "self_taught": self_ordered,
-        "spread": chain(spread(lists, "dl19"), spread(lists, "dl22")),
+        "found": chain(spread(lists, "dl19"), spread(lists, "dl22")),
         "judged": judged(lists, "dl19"),
         "teachers": teachers(data),
     }
@@ -195,8 +193,8 @@ def splade(path: Path, of_each: int = 20, size: int = 20, depth: int = 60) -> It
 
 
 def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
-    """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others that it
-    does not find, from the upper part of BM25's list."""
+    """Windows of what BM25 finds in DL 2022: one to three of SPLADE++ED's best 20, in its order, above others whose
+    text it does not find, from the upper part of BM25's list."""
     better = {record.qid: record for record in CandidatesSource(lists / "dl22.splade_pp_ed.top100.jsonl.gz")}
     for record in (record for record in CandidatesSource(lists / "dl22.bm25.top100.jsonl.gz") if record.qid in better):
         passages, unlike = record.passages, _without_copies(record)
@@ -208,10 +206,8 @@ def found(lists: Path, of_each: int = 20, size: int = 8, depth: int = 60) -> Ite
             relevant = draw.sample(good, min(draw.randint(1, 3), len(good)))
             relevant.sort(key=lambda place: rank[passages[place].text])
             order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
-            shown = draw.sample(order, len(order))
-            permutation = tuple(shown.index(place) + 1 for place in order)
-            window = tuple(passages[place] for place in shown)
-            yield RankingRecord(f"{record.qid}:found:{number}", record.query, window, permutation, len(relevant))
+            best_first = [passages[place] for place in order]
+            yield _shown(f"{record.qid}:found:{number}", record.query, best_first, len(relevant), draw)
 
 
 def spread(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int = 60) -> Iterator[RankingRecord]:
@@ -235,10 +231,14 @@ def spread(lists: Path, year: str, of_each: int = 20, size: int = 8, depth: int 
             order = relevant + draw.sample(others, min(size - len(relevant), len(others)))
             if not relevant or len(order) == len(relevant):
                 continue
-            shown = draw.sample(range(len(order)), len(order))
-            permutation = tuple(shown.index(place) + 1 for place in range(len(order)))
-            window = tuple(order[place] for place in shown)
-            yield RankingRecord(f"{record.qid}:spread:{number}", record.query, window, permutation, len(relevant))
+            yield _shown(f"{record.qid}:found:{number}", record.query, order, len(relevant), draw)
+
+
+def _shown(name: str, query: str, order: Sequence[Passage], known: int, draw: random.Random) -> RankingRecord:
+    """Passages that are named best first, in random order."""
+    shown = draw.sample(range(len(order)), len(order))
+    permutation = tuple(shown.index(place) + 1 for place in range(len(order)))
+    return RankingRecord(name, query, tuple(order[place] for place in shown), permutation, known)
 
 
 def apart(places: Iterable[int]) -> list[int]:

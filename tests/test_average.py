@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
 from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings
-from lit_rerank.evaluation.average import CONFIG, WEIGHTS, cosine
+from lit_rerank.evaluation.average import ALIKE, CONFIG, WEIGHTS, cosine
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
 from tests.references import save_adapter
@@ -79,11 +79,15 @@ def test_what_cannot_be_averaged_is_said_in_one_line(trained: list[Path], tiny_m
     refused("a holds something already: name a new directory", one, other, out="a")
     unrelated = save_adapter(tiny_model, tmp_path / "unrelated", seed=2)
     save_settings(SETTINGS, SlidingWindow(), unrelated)
-    refused(r"have nothing in common \(cosine -?0\.\d+\); have both gone on", one, unrelated)
+    refused(r"have too little in common \(cosine -?0\.\d+\); have both gone on", one, unrelated)
     config = json.loads((other / CONFIG).read_text())
     (other / CONFIG).write_text(json.dumps(config | {"lora_alpha": 1, "inference_mode": False}))
     refused("a and .*b cannot be averaged: they differ in lora_alpha$", one, other)
-    (other / CONFIG).write_text(json.dumps(config | {"target_modules": config["target_modules"][::-1]}))
+    (other / CONFIG).write_text(json.dumps(config | {"peft_type": "IA3"}))
+    refused("b is of the kind IA3; only LoRA adapters can be averaged", one, other)
+    (other / CONFIG).write_text("[" * 100_000)
+    refused("b holds no adapter: adapter_config.json cannot be read", one, other)
+    (other / CONFIG).write_text(json.dumps(config))
     save_settings(PromptSettings("direct", max_passage_tokens=20), SlidingWindow(), other)
     refused("they differ in how prompts are written", one, other)
     weights = load_file(third / WEIGHTS)
@@ -98,3 +102,12 @@ def test_the_order_in_which_a_set_was_written_does_not_matter(trained: list[Path
     assert len(config["target_modules"]) > 1
     (trained[1] / CONFIG).write_text(json.dumps(config | {"target_modules": config["target_modules"][::-1]}))
     assert (average(tmp_path / "mean", *trained[:2]) / CONFIG).exists()
+
+
+def test_only_what_is_low_in_rank_tells_whether_adapters_are_related(trained: list[Path], tmp_path: Path) -> None:
+    one, other = load_file(trained[0] / WEIGHTS), load_file(trained[1] / WEIGHTS)
+    magnitudes = {"lora_magnitude_vector": torch.full((1000,), 9.0)}  # as of DoRA: those of the base, more or less
+    torch.manual_seed(0)
+    unrelated = {name: torch.randn_like(weight) for name, weight in other.items()}
+    assert cosine(one | magnitudes, unrelated | magnitudes) == pytest.approx(0, abs=0.2)
+    assert cosine(one | magnitudes, other | magnitudes) > ALIKE

@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with gzip.open(data / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     (data / "trecdl").mkdir()
-    for name in ("pointing", "pointing.val", "train", "lists"):
+    for name in ("pointing", "pointing.val", "train", "lists", "orders"):
         write_jsonl(records * 4, data / "trecdl" / f"{name}.jsonl.gz")
     talk = [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": "It is 4."}]
     (data / "trecdl" / "self_taught").mkdir()

@@ -23,7 +23,7 @@ from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.reading import SlidingWindow
 from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained
-from scripts.rows import COLUMNS, IN_ROUNDS, LISTS, MODEL, ROWS, Training
+from scripts.rows import COLUMNS, IN_ROUNDS, LISTS, MODEL, ROWS, Mean, Training
 from tests import tiny
 from tests.references import save_adapter
 
@@ -127,6 +127,22 @@ def test_what_was_made_of_something_else_is_noticed(
     assert trained.different("pointing", tmp_path) == "what is not known"
     assert trained.different("chain", tmp_path) == ""
     assert len(commands()) == 1
+
+
+def test_a_mean_of_others_is_noticed(
+    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.train("chain", Path("lists"), tmp_path)
+    assert trained.different("chain", tmp_path) == ""
+    weights = tmp_path / "chain_orders" / "adapter" / "adapter_model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"trained anew")
+    assert trained.different("chain", tmp_path) == "other weights of chain_orders"
+    weights.unlink()
+    monkeypatch.setitem(trained.TRAININGS, "chain", Mean(("chain_lists",)))
+    assert trained.different("chain", tmp_path) == "other options"
+    monkeypatch.setitem(trained.TRAININGS, "chain", Training("trecdl.lists", "chain_asked", data="lists"))
+    assert "other recipe and other options" in trained.different("chain", tmp_path)
 
 
 def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_the_data_are_of_all_kinds_and_not_what_is_measured(
     drawn = {"asked": 4, "self_taught": 3, "teachers": 20, "splade": 12, "cranfield": 8, "practice": 10}
     monkeypatch.setattr(trecdl_data, "DRAWN", drawn)
     monkeypatch.setattr(trecdl_data, "LISTED", {"asked": 4, "self_taught": 3, "found": 30, "judged": 20, "teachers": 5})
-    in_order = {"asked": 2, "self_taught": 5, "spread": 30, "judged": 10, "teachers": 5}
+    in_order = {"asked": 2, "self_taught": 5, "found": 30, "judged": 10, "teachers": 5}
     monkeypatch.setattr(trecdl_data, "IN_ORDER", in_order)
     monkeypatch.setattr(trecdl_data, "ORDERED", 5)
     monkeypatch.setattr(trecdl_data, "PAIRS", 30)

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ALIKE = 0.5  # cosine; those of unrelated trainings have about 0
-OF_A_RUN = {"inference_mode", "revision"}  # not of what an adapter computes
+ALIKE = 0.5  # cosine of what is low in rank; those of unrelated trainings have about 0
+LOW_RANK = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+NO_MATTER = {"inference_mode", "lora_dropout", "peft_version"}  # to what an adapter computes
+SETS = {"target_modules", "modules_to_save", "exclude_modules"}  # PEFT writes them as lists, in any order
 
 
 def average_adapters(*adapters: str, out: str) -> None:
     """Write the mean of the weights of adapters that went on from the same one (a model soup, Wortsman et al. 2022).
 
     Several trainings, as on other data or with other seeds, often make a better model together than each alone, and
-    the mean costs no more to use than one of them.
+    the mean costs no more to use than one of them. LoRA's two factors are averaged each by itself, which is close to
+    the mean of their products as long as the adapters are close to each other.
 
     Args:
-        adapters: two or more directories of PEFT adapters of one shape.
+        adapters: two or more directories of LoRA adapters of one shape, as PEFT writes them.
         out: the directory to write; how prompts are written and lists read is the first adapter's.
     """
     folders, target = [Path(adapter) for adapter in adapters], Path(out)
@@ -51,10 +54,11 @@ def mean(weights: "list[dict[str, Tensor]]") -> "dict[str, Tensor]":
 
 
 def cosine(own: "dict[str, Tensor]", others: "dict[str, Tensor]") -> float:
-    """Of all weights, taken as one vector each; nan where one of them is zero."""
+    """Of all weights that are low in rank, taken as one vector each; nan where one of them is zero."""
+    low = [name for name in own if any(part in name for part in LOW_RANK)]
 
     def product(one: "dict[str, Tensor]", other: "dict[str, Tensor]") -> float:
-        return sum(float((tensor.double() * other[name].double()).sum()) for name, tensor in one.items())
+        return sum(float((one[name].double() * other[name].double()).sum()) for name in low)
 
     lengths = sqrt(product(own, own) * product(others, others))
     return product(own, others) / lengths if lengths else float("nan")
@@ -78,7 +82,7 @@ def _check_alike(one: Path, own: "dict[str, Tensor]", other: Path, others: "dict
         raise UserError(f"{one} and {other} cannot be averaged: their weights have other names or shapes")
     if not (found := cosine(own, others)) >= ALIKE:
         raise UserError(
-            f"{one} and {other} cannot be averaged: their weights have nothing in common (cosine {found:.2f}); have "
+            f"{one} and {other} cannot be averaged: their weights have too little in common (cosine {found:.2f}); have "
             "both gone on from the same adapter?"
         )
 
@@ -86,14 +90,12 @@ def _check_alike(one: Path, own: "dict[str, Tensor]", other: Path, others: "dict
 def _config(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / CONFIG).read_text("utf-8"))
-        return {name: _sorted(value) for name, value in found.items() if name not in OF_A_RUN}
-    except (OSError, ValueError, AttributeError) as error:
+        kept = {name: value for name, value in found.items() if name not in NO_MATTER}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder} holds no adapter: {CONFIG} cannot be read") from error
-
-
-def _sorted(value: Any) -> Any:
-    """PEFT writes sets as lists, in any order."""
-    return sorted(value, key=repr) if isinstance(value, list) else value
+    if kept.get("peft_type") != "LORA":
+        raise UserError(f"{folder} is of the kind {kept.get('peft_type')}; only LoRA adapters can be averaged")
+    return {name: sorted(v, key=repr) if name in SETS and isinstance(v, list) else v for name, v in kept.items()}
 
 
 def _weights(folder: Path) -> "dict[str, Tensor]":
