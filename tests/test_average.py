@@ -109,5 +109,5 @@ def test_only_what_is_low_in_rank_tells_whether_adapters_are_related(trained: li
     magnitudes = {"lora_magnitude_vector": torch.full((1000,), 9.0)}  # as of DoRA: those of the base, more or less
     torch.manual_seed(0)
     unrelated = {name: torch.randn_like(weight) for name, weight in other.items()}
-    assert cosine(one | magnitudes, unrelated | magnitudes) == pytest.approx(0, abs=0.2)
+    assert cosine(one | magnitudes, unrelated | magnitudes) < ALIKE
     assert cosine(one | magnitudes, other | magnitudes) > ALIKE
