@@ -63,8 +63,8 @@ train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train
 
 results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
 
-# Before there were lists to go on with: with AMX a row took some two hours of two cores at most (its training 47 minutes, each top 100 7), after a quarter of an
-# hour for the data. With AVX2 alone: direct SFT 2.3 hours, each top 20 15 minutes, each top 100 an hour and a half, the
+# Before there were lists to go on with: with AMX a row took some two hours of two cores at most (its training 47
+# minutes, each top 100 7), after a quarter of an hour for the data. With AVX2 alone: direct SFT 2.3 hours, each top 20 15 minutes, each top 100 an hour and a half, the
 # questions 12 minutes, the data and pointing practice 1.5 hours. What is there is kept.
 $(RESULTS): $(STAMP) $(MODEL)/config.json
 	$(BIN)/python -m scripts.results --data $(DATA) --lists $(LISTS) --cranfield $(CRANFIELD) --mmlu $(MMLU) \

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.report import new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +34,10 @@ def average_adapters(*adapters: str, out: str) -> None:
         adapters: two or more directories of LoRA adapters of one shape, as PEFT writes them.
         out: the directory to write; how prompts are written and lists read is the first adapter's.
     """
-    folders, target = [Path(adapter) for adapter in adapters], Path(out)
+    folders = [Path(adapter) for adapter in adapters]
     if len(folders) < 2:
         raise UserError("there is nothing to average: name two or more adapters")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{out} holds something already: name a new directory")
+    target = new_folder(out)
     _check_same_kind(folders)
     weights = [_weights(folder) for folder in folders]
     for (one, own), (other, others) in combinations(zip(folders, weights, strict=True), 2):

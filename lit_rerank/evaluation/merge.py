@@ -2,11 +2,11 @@
 
 import shutil
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.report import new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +36,7 @@ def merge_adapter(
     from lit_rerank.backbone import load_model, load_tokenizer
     from lit_rerank.scale import fold_scale
 
-    folder = Path(out)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{out} holds something already: name a new directory")
+    folder = new_folder(out)
     loaded: Any = load_model(model, adapter, dtype=dtype, trust_remote_code=trust_remote_code)
     if keep_adapter:
         if scale != 1:

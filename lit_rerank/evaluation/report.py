@@ -42,6 +42,14 @@ def make_way(path: str) -> None:
             raise UserError(f"{path} cannot be written, for {place} may not be changed: name a file elsewhere")
 
 
+def new_folder(path: str) -> Path:
+    """Notice before the work that a folder to write holds something."""
+    folder = Path(path)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{path} holds something already: name a new directory")
+    return folder
+
+
 def write_figures(result: dict[str, Any], path: str) -> None:
     """Write the figures as JSON; a file is put in place only once it is whole."""
     with put_in_place(Path(path)) as place:
