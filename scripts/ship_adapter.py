@@ -4,13 +4,12 @@ Its weights become bfloat16, half the size. A README.md in TO stays as it is.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
+from lit_rerank.adapter_files import CONFIG, WEIGHTS, read_weights, write_like
+from lit_rerank.as_trained import SETTINGS_FILE
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
-
-WEIGHTS, SETTINGS = "adapter_model.safetensors", ("adapter_config.json", "lit_rerank.json")
 
 
 def main() -> None:
@@ -28,16 +27,13 @@ def ship(source: Path, target: Path) -> int:
         UserError: if there is none.
     """
     import torch
-    from safetensors.torch import load_file, save_file
 
-    missing = [name for name in (WEIGHTS, *SETTINGS) if not (source / name).exists()]
+    missing = [name for name in (CONFIG, SETTINGS_FILE) if not (source / name).exists()]
     if missing:
         raise UserError(f"{source} holds no adapter of this project: {' '.join(missing)} is missing")
+    weights = {name: weight.to(torch.bfloat16) for name, weight in read_weights(source).items()}
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(source / WEIGHTS).items()}
-    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
-    for name in SETTINGS:
-        shutil.copyfile(source / name, target / name)
+    write_like(source, weights, target)
     return (target / WEIGHTS).stat().st_size
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.sources.shards import hash_of
+from lit_rerank.adapter_files import WEIGHTS
 from lit_rerank.errors import UserError
 from scripts.measured import run as run_command
 from scripts.recipes import go_on, pays_to_compile
@@ -102,7 +103,7 @@ def made_of(name: str, runs: Path) -> dict[str, str]:
     files = {"data": data_of(name, runs), "replay": replayed(name, runs)}
     for start in training.starts:
         part = f"weights of {start}" if isinstance(training, Mean) else "weights"
-        files[part] = runs / start / "adapter" / "adapter_model.safetensors"
+        files[part] = runs / start / "adapter" / WEIGHTS
     recipe, options = ("average", training.of) if isinstance(training, Mean) else (training.recipe, training.options)
     told = {"recipe": recipe, "options": " ".join(options)}
     return told | {what: hash_of(path) for what, path in files.items() if path is not None and path.exists()}

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lit_rerank.adapter_files import CONFIG, WEIGHTS
 from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
 from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings
-from lit_rerank.evaluation.average import ALIKE, CONFIG, WEIGHTS, cosine
+from lit_rerank.evaluation.average import ALIKE, cosine
 from lit_rerank.reading import SlidingWindow
 from lit_rerank.reranker import Reranker
 from tests.references import save_adapter

@@ -4,19 +4,18 @@ What needs torch is imported by the functions that use it: `--help` reads this m
 """
 
 import json
-import shutil
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_rerank.adapter_files import CONFIG, read_weights, write_like
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALIKE = 0.5  # cosine of what is low in rank; those of unrelated trainings have about 0
 LOW_RANK = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 NO_MATTER = {"inference_mode", "lora_dropout", "peft_version"}  # to what an adapter computes
@@ -39,7 +38,7 @@ def average_adapters(*adapters: str, out: str) -> None:
         raise UserError("there is nothing to average: name two or more adapters")
     target = new_folder(out)
     _check_same_kind(folders)
-    weights = [_weights(folder) for folder in folders]
+    weights = [read_weights(folder) for folder in folders]
     for (one, own), (other, others) in combinations(zip(folders, weights, strict=True), 2):
         _check_alike(one, own, other, others)
     _write(mean(weights), folders[0], target)
@@ -98,25 +97,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return {name: sorted(v, key=repr) if name in SETS and isinstance(v, list) else v for name, v in kept.items()}
 
 
-def _weights(folder: Path) -> "dict[str, Tensor]":
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no adapter: {WEIGHTS} cannot be read") from error
-
-
 def _write(weights: "dict[str, Tensor]", like: Path, target: Path) -> None:
-    from safetensors.torch import save_file
-
-    from lit_rerank.as_trained import SETTINGS_FILE
     from lit_rerank.whole import written_whole
 
     with written_whole(target) as unfinished:
         unfinished.mkdir()
-        save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
-        for name in (CONFIG, SETTINGS_FILE):
-            if (like / name).exists():
-                shutil.copyfile(like / name, unfinished / name)
+        write_like(like, weights, unfinished)
