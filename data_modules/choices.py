@@ -34,6 +34,7 @@ class WindowChoices:
         logps: of each place, log p of the choice in nats, over the identifiers that then remained (see `Decoded`); None
             where a generated text was read.
         malformed: whether that text needed repair: what was repaired, no choice tells.
+        dealt: whether the passages were dealt at random (`Rounds`), and did not slide up.
 
     Raises:
         UserError: where these do not fit each other.
@@ -46,6 +47,7 @@ class WindowChoices:
     choices: int
     logps: tuple[float, ...] | None = None
     malformed: bool = False
+    dealt: bool = False
 
     def __post_init__(self) -> None:
         check_permutation(self.permutation, len(self.docids), self.qid)
@@ -59,7 +61,7 @@ class ChoicesSource(Source[WindowChoices]):
     """Each window of a file that `write_choices` wrote.
 
         {"qid": str, "turn": int, "docids": [in input order], "permutation": [identifiers, best first],
-         "choices": int, "logps": [float, ...] or null, "malformed": bool}
+         "choices": int, "logps": [float, ...] or null, "malformed": bool, "dealt": bool}
 
     `path` is a `.jsonl` or `.jsonl.gz` file. A window that two lines hold is refused.
     """
@@ -96,6 +98,7 @@ def _window(row: Row) -> WindowChoices:
         choices=field(row, "choices", is_whole, "a whole number"),
         logps=None if logps is None else tuple(field(row, "logps", _is_logps, "a list of numbers, none above 0")),
         malformed=field(row, "malformed", _is_bool, "true or false"),
+        dealt=field(row, "dealt", _is_bool, "true or false"),
     )
 
 

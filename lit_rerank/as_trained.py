@@ -10,11 +10,10 @@ from typing import Any
 from lit_rerank.chain import FORMATS
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
-from lit_rerank.reading import Reading, SlidingWindow, open_reading
+from lit_rerank.reading import NAMED, Reading, SlidingWindow, named, open_reading
 
 SETTINGS_FILE = "lit_rerank.json"
 READING = "reading"  # what stands beside the settings of prompts
-_OF_READING = ("window", "stride", "rounds")  # the rest is up to whoever reranks
 _FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's default
     str: lambda value: value in FORMATS if isinstance(value, str) else False,
     bool: lambda value: isinstance(value, bool),
@@ -24,8 +23,8 @@ _FITS: dict[type, Callable[[Any], bool]] = {  # by the type of a setting's defau
 
 def save_settings(prompt: PromptSettings, reading: Reading, directory: str | Path) -> None:
     """Write them into the directory of the weights."""
-    known = {name: getattr(reading, name) for name in _OF_READING if hasattr(reading, name)}
-    (Path(directory) / SETTINGS_FILE).write_text(json.dumps(asdict(prompt) | {READING: known}, indent=2) + "\n")
+    known = asdict(prompt) | {READING: named(reading)}
+    (Path(directory) / SETTINGS_FILE).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None = None) -> PromptSettings:
@@ -47,8 +46,8 @@ def load_reading(directory: str | Path) -> Reading:
     """How the model or adapter was made to read lists while it was trained; where that is not known, the default."""
     path = settings_file(str(directory))
     known = {} if path is None else _found(path).get(READING, {})
-    if not isinstance(known, dict) or not set(known) <= {*_OF_READING} or not all(map(_is_count, known.values())):
-        raise UserError(f"{path}: {READING} is {reprlib.repr(known)}: it has {', '.join(_OF_READING)}, whole numbers")
+    if not isinstance(known, dict) or not set(known) <= {*NAMED} or not all(map(_is_count, known.values())):
+        raise UserError(f"{path}: {READING} is {reprlib.repr(known)}: it has {', '.join(NAMED)}, whole numbers")
     try:
         return open_reading(**known) if known else SlidingWindow()
     except UserError as error:

@@ -25,7 +25,7 @@ from lit_rerank.metrics import TrecMetrics
 from lit_rerank.nonfinite import FOLDER, Read, write_batches
 from lit_rerank.packing import Packer
 from lit_rerank.preferences import PreferenceExample
-from lit_rerank.reading import Ranking
+from lit_rerank.ranking import Ranking
 from lit_rerank.replay import EncodedConversation, ReplayTargets
 from lit_rerank.resuming import FOUNDATION, ResumableModule
 from lit_rerank.scoring import ask, token_logps

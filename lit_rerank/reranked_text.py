@@ -11,7 +11,7 @@ from lit_rerank.decoder import Decoded
 from lit_rerank.encoding import EncodedWindow, WindowEncoder
 from lit_rerank.generation import Generate
 from lit_rerank.modules import RerankModule
-from lit_rerank.reading import Ranking
+from lit_rerank.ranking import Ranking
 from lit_rerank.sharding import is_partitioned, is_sharded
 
 

@@ -12,7 +12,7 @@ from lit_rerank.consistency import Aggregate, SelfConsistent, check_aggregate
 from lit_rerank.decoder import Decoder
 from lit_rerank.encoding import WindowEncoder
 from lit_rerank.errors import UserError
-from lit_rerank.reading import Reading, Rounds, SlidingWindow
+from lit_rerank.reading import Reading, SlidingWindow
 from lit_rerank.ways import MAX_BATCH_TOKENS, How, decoder_class, fit, open_decoder
 
 
@@ -52,7 +52,7 @@ class Reranker:
         `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
         that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
         `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`). Lists are
-        read by a `SlidingWindow` or in `Rounds`: `reading`, by default as they were in training's validation.
+        read by a `SlidingWindow`, in `Rounds`, or `Twice`: `reading`, by default as they were in training's validation.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.
@@ -76,7 +76,7 @@ class Reranker:
             raise UserError(
                 f"self_consistency is {self_consistency}, max_batch_tokens {max_batch_tokens}; each is at least 1"
             )
-        if self_consistency > 1 and isinstance(reading, Rounds):
+        if self_consistency > 1 and not isinstance(reading, SlidingWindow):
             raise UserError("rounds read lists in random orders already: leave self_consistency out, or add rounds")
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_for_inference(

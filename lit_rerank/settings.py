@@ -48,12 +48,13 @@ def check_weights(**weights: float) -> None:
 
 @dataclass
 class RerankSettings:
-    """How validation, test and predict rerank candidates (see `SlidingWindow`, `Rounds` and `Decoder`).
+    """How validation, test and predict rerank candidates (see `SlidingWindow`, `Rounds`, `Twice` and `Decoder`).
 
     Attributes:
         decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
-        stride: by default half the window.
-        rounds: if given, lists are read in so many rounds, by first choices; stride and top_k have no part in it.
+        stride: by default, where no rounds are named, half the window.
+        rounds: if given, lists are read in so many rounds, by first choices (with a stride, too: the best of what was
+            slid over); top_k has no part in it.
     """
 
     window: int = 20

@@ -40,16 +40,17 @@ def fit(how: How | None, reading: "Reading") -> How | None:
     Raises:
         UserError: if `how` does not.
     """
-    from lit_rerank.reading import Rounds
+    from lit_rerank.reading import Rounds, SlidingWindow
 
-    if not isinstance(reading, Rounds):
+    if isinstance(reading, SlidingWindow):
         return how
-    if how not in (None, "first"):
+    alone = isinstance(reading, Rounds)  # a stride beside them leaves choices to make
+    if how in ("likelihood", "generate") or (alone and how not in (None, "first")):
         raise UserError(
             f"rounds go by the scores of first choices, which decode {how} does not give: leave it out, or name a "
             "window alone to let it slide"
         )
-    return "first"
+    return "first" if alone else how
 
 
 def decoder_class(how: How | None, form: str) -> "type[Decoder]":

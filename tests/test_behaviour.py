@@ -66,9 +66,13 @@ def test_a_window_that_holds_what_was_ordered_shows_no_preference_for_places() -
 
 def test_all_windows_of_rounds_are_fresh() -> None:
     dealt = [("a", "b"), ("c", "d"), ("a", "d"), ("b", "c")]
-    rounds = [WindowChoices("q1", turn, docids, (1, 2), 1, (-0.1, -2.0)) for turn, docids in enumerate(dealt)]
+    rounds = [
+        WindowChoices("q1", turn, docids, (1, 2), 1, (-0.1, -2.0), dealt=True) for turn, docids in enumerate(dealt)
+    ]
     assert list(fresh(rounds)) == rounds
-    again = [replace(WINDOW, turn=turn) for turn in range(3)]  # a list that fits into one window
+    slid = WindowChoices("q1", 0, ("a", "b", "c", "d"), (1, 2, 3, 4), 4)
+    assert list(fresh([slid, *(replace(window, turn=window.turn + 1) for window in rounds)])) == [slid]
+    again = [replace(WINDOW, turn=turn, dealt=True) for turn in range(3)]  # a list that fits into one window
     assert list(fresh(again)) == again
 
 

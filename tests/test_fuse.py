@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_modules.trec import read_run, write_run
 from lit_rerank.cli import evaluate
-from lit_rerank.evaluation.fuse import reciprocal
+from lit_rerank.fusion import reciprocal
 
 
 def written(path: Path, run: dict[str, list[str]]) -> str:

@@ -1,9 +1,10 @@
-"""How lists are read: sliding windows against a plain twin, and rounds against sums by hand."""
+"""How lists are read: sliding windows against a plain twin, rounds against sums by hand, both in turn."""
 
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from data_modules.records import Passage, RankingRecord, Window
 from lit_rerank.decoder import Decoded
 from lit_rerank.errors import UserError
-from lit_rerank.reading import Rounds, SlidingWindow, open_reading, strengths
+from lit_rerank.fusion import reciprocal
+from lit_rerank.reading import Rounds, SlidingWindow, Twice, open_reading
 from lit_rerank.reranker import Reranker
+from lit_rerank.rounds import strengths
 from lit_rerank.settings import RerankSettings
 
 
@@ -230,12 +233,18 @@ def test_rounds_go_by_first_choices_alone(tiny_model: Path) -> None:
             RerankSettings(rounds=2, decode=decode)
         with pytest.raises(UserError, match=f"which decode {decode} does not give"):
             Reranker.from_pretrained(str(tiny_model), decode=decode, reading=Rounds())
-    with pytest.raises(UserError, match="leave self_consistency out"):
-        Reranker.from_pretrained(str(tiny_model), reading=Rounds(), self_consistency=2)
+    assert RerankSettings(window=8, stride=4, rounds=2).how is None
+    assert RerankSettings(window=8, stride=4, rounds=2, decode="chain").how == "chain"
+    for decode in ("likelihood", "generate"):
+        with pytest.raises(UserError, match=f"which decode {decode} does not give"):
+            RerankSettings(window=8, stride=4, rounds=2, decode=decode)
+    for reading in (Rounds(), Twice()):
+        with pytest.raises(UserError, match="leave self_consistency out"):
+            Reranker.from_pretrained(str(tiny_model), reading=reading, self_consistency=2)
     with pytest.raises(UserError, match="top_k"):
         open_reading(top_k=5, rounds=2)
     assert open_reading(8, 4, 50) == SlidingWindow(8, 4, 50)
-    assert open_reading(8, 4, 50, rounds=2) == Rounds(8, 50, 2)
+    assert open_reading(8, None, 50, rounds=2) == Rounds(8, 50, 2)
 
 
 def test_what_is_not_named_of_a_reading_is_as_it_is_known() -> None:
@@ -248,11 +257,74 @@ def test_what_is_not_named_of_a_reading_is_as_it_is_known() -> None:
     assert open_reading(depth=50, known=deals) == Rounds(6, 50, 4)
     assert open_reading(window=4, known=deals) == SlidingWindow(4, 2)
     assert open_reading(rounds=2, known=deals) == Rounds(6, 100, 2)
-    with pytest.raises(UserError, match="top_k"):
-        open_reading(top_k=5, known=deals)
+    assert open_reading(8, 4, 50, rounds=2) == Twice(8, 4, 50, 2)
+    assert open_reading(depth=50, known=Twice(8, 3, 100, 2)) == Twice(8, 3, 50, 2)
+    assert open_reading(rounds=4, known=Twice(8, 3, 100, 2)) == Rounds(8, 100, 4)
+    assert open_reading(window=8, known=Twice(8, 3, 100, 2)) == SlidingWindow(8, 4)
+    assert open_reading(stride=3, rounds=4, known=slides) == Twice(8, 3, 100, 4)
+    for known in (deals, Twice()):
+        with pytest.raises(UserError, match="top_k"):
+            open_reading(top_k=5, known=known)
 
 
 @pytest.mark.parametrize(("window", "depth", "rounds"), [(1, 10, 1), (5, 0, 1), (5, 5, 0), (5, 5, 10**6)])
 def test_rounds_that_make_no_sense_are_refused(window: int, depth: int, rounds: int) -> None:
     with pytest.raises(UserError, match=r"window|rounds is"):
         Rounds(window, depth, rounds)
+
+
+# -- twice ---------------------------------------------------------------------------------------------------------
+
+
+def noisy(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+    """A reranker that is often wrong, and of two readings of a passage differently."""
+    decoded = []
+    for window in windows:
+        draw = random.Random("/".join(passage.docid for passage in window.passages))
+        weights = {i: exp(draw.gauss(-0.3 * int(p.text), 1)) for i, p in enumerate(window.passages, start=1)}
+        order = sorted(weights, key=lambda i: -weights[i])
+        decoded.append(Decoded(tuple(order), tuple(log(weights[i] / sum(weights.values())) for i in order)))
+    return decoded
+
+
+@given(n=st.integers(1, 60), window=st.integers(2, 20), depth=st.integers(1, 60), rounds=st.integers(1, 3))
+def test_read_twice_is_one_reading_after_the_other_and_their_ranks_summed(
+    n: int, window: int, depth: int, rounds: int
+) -> None:
+    record = numbered("q", random.Random(n).sample(range(n), n))
+    reading = Twice(window, window // 2, depth, rounds)
+    (ranking,) = reading.rerank([record], noisy)
+    (slid,) = SlidingWindow(window, window // 2, depth).rerank([record], noisy)
+    best = min(20, depth, n)
+    (again,) = Rounds(max(2, window // 2), best, rounds).rerank(
+        [RankingRecord("q", "query", tuple(slid.passages))], noisy
+    )
+    ranks = [{passage.docid: rank for rank, passage in enumerate(one.passages, 1)} for one in (slid, again)]
+    docids = [passage.docid for passage in slid.passages]
+    expected = sorted(
+        docids[:best], key=lambda docid: (-sum(Fraction(1, 60 + r[docid]) for r in ranks), ranks[0][docid])
+    )
+    assert [passage.docid for passage in ranking.passages] == expected + docids[best:]
+    assert sorted(ranking.order) == list(range(n))
+    assert len(ranking.decoded) == len(ranking.shown) == reading.windows(n) == len(reading.choices(n))
+    assert ranking.decoded == slid.decoded + again.decoded
+    assert [record.passages[i] for shown in ranking.shown[len(slid.shown) :] for i in shown] == [
+        replace(slid.passages[i], score=None) for shown in again.shown for i in shown
+    ]
+    assert [score for _, score in ranking.run] == sorted((score for _, score in ranking.run), reverse=True)
+    probable = {p.docid: q for p, q in zip(again.passages, again.probabilities, strict=True)}
+    assert ranking.probabilities[:best] == tuple(probable[docid] for docid in expected)
+    assert ranking.probabilities[best:] == slid.probabilities[best:]
+
+
+def test_a_model_reads_twice_through_the_interface(tiny_model: Path) -> None:
+    """Of a chain one choice alone is asked for in rounds, whose scores are those of `first`."""
+    texts = [f"passage {i}" for i in range(9)]
+    reading = Twice(window=6, stride=3, rounds=2)
+    reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
+    record = RankingRecord("query", "fleas", tuple(Passage(str(i), text) for i, text in enumerate(texts)))
+    (slid,) = reading.sliding.rerank([record], reranker.decoder)
+    first = Reranker.from_pretrained(str(tiny_model), decode="first")
+    (again,) = reading.again.rerank([RankingRecord("query", "fleas", tuple(slid.passages))], first.decoder)
+    expected = reciprocal([[p.docid for p in one.passages] for one in (slid, again)])
+    assert [passage.docid for passage in reranker.rank("fleas", texts)] == expected

@@ -9,7 +9,7 @@ from data_modules.records import Passage
 from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
-from lit_rerank.reading import Rounds, SlidingWindow
+from lit_rerank.reading import Rounds, SlidingWindow, Twice
 from lit_rerank.reranker import Reranker
 from tests.references import save_adapter
 from tests.tiny import record
@@ -51,7 +51,7 @@ def test_prompt_settings_travel_with_the_weights(tmp_path: Path) -> None:
 
 def test_how_lists_are_read_travels_with_them(tmp_path: Path) -> None:
     assert load_reading(tmp_path) == SlidingWindow(20, 10, 100)
-    for reading in (SlidingWindow(8, 3, 100), Rounds(4, 100, 3)):
+    for reading in (SlidingWindow(8, 3, 100), Rounds(4, 100, 3), Twice(8, 3, 100, 2)):
         save_settings(PromptSettings(), reading, tmp_path)
         assert load_reading(tmp_path) == reading
     save_settings(PromptSettings(), SlidingWindow(8, 3, 30, top_k=5), tmp_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp
 
 from data_modules.choices import WindowChoices
-from lit_rerank.comparison.windows import by_query, slid
+from lit_rerank.comparison.windows import by_query, in_parts
 
 BINS = 10
 
@@ -76,12 +76,14 @@ def behaviour(windows: Sequence[WindowChoices], qrels: Mapping[str, Mapping[str,
 
 
 def fresh(windows: Sequence[WindowChoices]) -> Iterator[WindowChoices]:
-    """Windows whose passages no window before has ordered: of those that slid over a list the first, all of rounds.
+    """Windows whose passages no window before has ordered: of those that slid over a list the first, else all of
+    rounds.
 
     Later ones hold at their end what the window before has ordered: a good order, whose picks stand at its beginning.
     """
     for own in by_query(windows):
-        yield from own[:1] if slid(own) else own
+        slid, dealt = in_parts(own)
+        yield from slid[:1] or dealt
 
 
 def judged_choices(window: WindowChoices, grades: Mapping[str, int]) -> Iterator[tuple[float, bool]]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from data_modules.choices import ChoicesSource, WindowChoices
 from lit_rerank.comparison.systems import System
 from lit_rerank.errors import UserError
+from lit_rerank.fusion import reciprocal
 
 ROUNDING = 1e-6  # of strengths, in nats
 
@@ -36,38 +37,61 @@ def by_query(windows: Sequence[WindowChoices]) -> list[list[WindowChoices]]:
     return list(queries.values())
 
 
-def slid(windows: Sequence[WindowChoices]) -> bool:
-    """Whether a query's windows slid: the second then holds passages of the first, and some that are new.
-
-    In rounds, the first two share none, or are of the same passages.
-    """
-    if len(windows) < 2:
-        return False
-    first, second = (set(window.docids) for window in windows[:2])
-    return not first.isdisjoint(second) and not second <= first
+def in_parts(windows: Sequence[WindowChoices]) -> tuple[list[WindowChoices], list[WindowChoices]]:
+    """Of a query's windows those that slid over the list, and those that it, or then its best, was dealt into."""
+    return [window for window in windows if not window.dealt], [window for window in windows if window.dealt]
 
 
 def led_to(windows: Sequence[WindowChoices], docids: Sequence[str]) -> bool:
     """Whether a query's windows lead to a run's ranking: what was not reranked stands below.
 
     The last of sliding windows reaches the top of the list, and nothing moves its passages afterwards. Rounds order all
-    by the strengths that explain the windows, of equals any first.
+    by the strengths that explain the windows, of equals any first. After sliding both orders are fused.
     """
-    top = [windows[-1].docids[identifier - 1] for identifier in windows[-1].permutation]
-    on_top = top == docids[: len(top)]
-    if slid(windows):
-        return on_top
-    return (on_top and len(windows) == 1) or _in_order_of_strength(windows, docids)
+    slid, dealt = in_parts(windows)
+    if not slid:
+        return _in_order_of_strength(dealt, docids)
+    order = slid_order(slid)
+    if dealt:
+        order = _fused(order, dealt)
+    top = len({docid for window in dealt or slid[-1:] for docid in window.docids})
+    return order[:top] == docids[:top]
+
+
+def slid_order(windows: Sequence[WindowChoices]) -> list[str]:
+    """What sliding windows make of a list, from its top to the end of the first window."""
+    order: list[str] = []
+    for window in windows:
+        ordered = [window.docids[identifier - 1] for identifier in window.permutation]
+        order = ordered + [docid for docid in order if docid not in window.docids]
+    return order
+
+
+def _fused(slid: list[str], dealt: Sequence[WindowChoices]) -> list[str]:
+    """The order of sliding windows, and that of its best by what they were then dealt into; empty where these are of
+    others."""
+    from lit_rerank.rounds import by_strength
+
+    read = {docid for window in dealt for docid in window.docids}
+    best = slid[: len(read)]
+    if set(best) != read or any(window.logps is None for window in dealt):
+        return []
+    return reciprocal([best, [best[i] for i in by_strength(_strengths(dealt, best))]])
 
 
 def _in_order_of_strength(windows: Sequence[WindowChoices], docids: Sequence[str]) -> bool:
-    from lit_rerank.reading import strengths
-
-    ranks = {docid: rank for rank, docid in enumerate(docids)}
-    if any(window.logps is None or not ranks.keys() >= set(window.docids) for window in windows):
+    if any(window.logps is None or not set(docids) >= set(window.docids) for window in windows):
         return False
-    found = strengths(
-        [{ranks[w.docids[i - 1]]: logp for i, logp in zip(w.permutation, w.logps or (), strict=True)} for w in windows]
-    )
+    found = _strengths(windows, docids)
     ordered = [found[rank] for rank in sorted(found)]
     return max(found) == len(found) - 1 and all(a >= b - ROUNDING for a, b in pairwise(ordered))
+
+
+def _strengths(windows: Sequence[WindowChoices], docids: Sequence[str]) -> dict[int, float]:
+    """Of each passage that the windows hold, by its place in a list."""
+    from lit_rerank.rounds import strengths
+
+    place = {docid: number for number, docid in enumerate(docids)}
+    return strengths(
+        [{place[w.docids[i - 1]]: logp for i, logp in zip(w.permutation, w.logps or (), strict=True)} for w in windows]
+    )

@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 
 from data_modules.trec import read_run, write_run
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import keep_apart
-
-K = 60
+from lit_rerank.fusion import K, reciprocal
 
 
 def fuse_runs(*runs: str, run: str, k: int = K, depth: int | None = None) -> None:
@@ -38,18 +36,6 @@ def fuse_runs(*runs: str, run: str, k: int = K, depth: int | None = None) -> Non
     fused = {qid: scored(reciprocal([one[qid] for one in ranked if qid in one], k)) for qid in of_query}
     write_run(fused, run, tag="lit-rerank")
     print(f"{run}: {len(fused)} queries, of {len(runs)} runs")
-
-
-def reciprocal(rankings: Sequence[Sequence[str]], k: int = K) -> list[str]:
-    """All docids by the sum of 1 / (k + rank) over the rankings that have them (Cormack et al. 2009), best first.
-
-    Ranks are counted from 1. Equals stand in the order of the first ranking that has them.
-    """
-    sums: dict[str, Fraction] = {}  # exact: else who is equal would depend on the order of the runs
-    for ranking in rankings:
-        for rank, docid in enumerate(ranking, 1):
-            sums[docid] = sums.get(docid, Fraction()) + Fraction(1, k + rank)
-    return sorted(sums, key=sums.__getitem__, reverse=True)
 
 
 def scored(order: Sequence[str]) -> list[tuple[str, float]]:

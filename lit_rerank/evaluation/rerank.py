@@ -21,7 +21,7 @@ from lit_rerank.ways import MAX_BATCH_TOKENS, How
 
 if TYPE_CHECKING:
     from lit_rerank.decoder import Decoded, Decoder
-    from lit_rerank.reading import Ranking
+    from lit_rerank.ranking import Ranking
     from lit_rerank.reranker import Reranker
 
 
@@ -84,8 +84,9 @@ def rerank_candidates(
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
         rounds: instead of sliding: each list is dealt at random into windows so many times over, and ordered by the
-            strengths that best explain all windows' first choices (decode first; stride has no part in it, top_k and
-            self_consistency are refused); by default, where neither window nor stride are named, as in validation.
+            strengths that best explain all windows' first choices (decode first). With stride, too: after sliding, the
+            best 20 are read again so, in half as large windows, and both orders are fused by reciprocal ranks. top_k
+            and self_consistency are refused. By default, where neither window nor stride are named, as in validation.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
@@ -183,6 +184,7 @@ def _choices(rankings: "Sequence[Ranking]", reranker: "Reranker") -> Iterator[Wi
                 decoder.choices(len(shown), matter),
                 decoded.logps,
                 decoded.malformed,
+                dealt=len(ranking.decoded) - turn <= ranking.dealt,
             )
 
 

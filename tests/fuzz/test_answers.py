@@ -13,7 +13,7 @@ from safetensors.torch import save
 from lit_rerank.as_trained import load_prompt_settings, load_reading
 from lit_rerank.chain import FORMATS, MAX_IDENTIFIER
 from lit_rerank.encoding import PromptSettings, WindowEncoder
-from lit_rerank.reading import Rounds, SlidingWindow
+from lit_rerank.reading import Rounds, SlidingWindow, Twice
 from lit_rerank.reference import Precomputed
 from lit_rerank.sanitise import sanitise
 from tests.fuzz.inputs import FUZZED, dumped, fuzz, mangled, mutated, survives
@@ -58,7 +58,7 @@ def test_prompt_settings(content: bytes, tmp_path: Path) -> None:
     if settings is not None:
         assert isinstance(settings, PromptSettings)
         survives("prompt settings", lambda: WindowEncoder(TOKENIZER, settings))
-    assert isinstance(survives("reading", lambda: load_reading(tmp_path)), SlidingWindow | Rounds | None)
+    assert isinstance(survives("reading", lambda: load_reading(tmp_path)), SlidingWindow | Rounds | Twice | None)
 
 
 def cached_values() -> bytes:
