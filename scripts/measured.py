@@ -1,21 +1,25 @@
 """What `make results` measures: how a row ranks, and what it still knows. What is measured is not measured again."""
 
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from data_modules.choices import ChoicesSource, write_choices
 from data_modules.sources.base import existing_file
 from data_modules.sources.detect import open_candidates
-from data_modules.trec import write_run
+from data_modules.trec import read_qrels, read_run, write_run
+from lit_rerank.comparison.windows import by_query, slid_order
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.fuse import scored
 from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.measures import means, parse_measures, per_query
 from scripts.recipes import dtype
-from scripts.rows import DEPTHS, IN_ROUNDS, LISTS, MODEL, Row
+from scripts.rows import LISTS, MODEL, TWICE, Row
 
 READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
-ROUNDS = ("--window", "4", "--rounds", "4")
 QUESTIONS = 570
 MMLU = "test_20_per_subject.jsonl.gz"
 DETAILS = "mmlu.details.jsonl"
@@ -29,14 +33,12 @@ def check_measurable(lists: Path, mmlu: Path) -> None:
 
 
 def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
-    """Rank both lists to both depths, in rounds where that is asked for, and ask what the model still knows."""
+    """Rank both lists to both depths, and ask what the model still knows."""
     folder = runs / "measured" / name
     adapter = None if row.training is None else runs / row.training / "adapter"
     for first_stage in LISTS:
         for depth in row.depths:
-            rank(adapter, row.decode, first_stage, depth, lists, folder)
-        if row.rounds:
-            rank_in_rounds(adapter, first_stage, lists, folder)
+            (rank_twice if row.twice else rank)(adapter, row.decode, first_stage, depth, lists, folder)
     if row.asked and adapter is None:
         ask(None, mmlu, folder)
     elif row.asked:
@@ -46,22 +48,34 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
 
 
 def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
-    """Rank the upper part of a first stage's lists of DL 2021."""
+    """Rank the upper part of a first stage's lists of DL 2021 by sliding windows."""
     sliding = SLIDING if decode != "likelihood" else ("--window", str(depth), "--stride", "1")
     out = folder / f"dl21.{first_stage}.{depth}"
     _rerank(adapter, f"dl21.{first_stage}", lists, out, "--decode", decode, *sliding, "--depth", str(depth))
 
 
-def rank_in_rounds(adapter: Path | None, first_stage: str, lists: Path, folder: Path) -> None:
-    """Rank it in small windows that are dealt at random, and fuse that with the first stage's order."""
-    depth = str(DEPTHS[0])
-    out, fused = (folder / f"dl21.{first_stage}.{depth}.{reading}" for reading in IN_ROUNDS)
-    if not Path(f"{out}.json").exists():
-        Path(f"{fused}.run.txt").unlink(missing_ok=True)
-    _rerank(adapter, f"dl21.{first_stage}", lists, out, *ROUNDS, "--depth", depth)
-    if not Path(f"{fused}.run.txt").exists():
-        own = first_stage_run(first_stage, lists, folder.parent)
-        run("fuse", f"{out}.run.txt", str(own), "--depth", depth, "--run", f"{fused}.run.txt")
+def rank_twice(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
+    """Rank it so, too, and its best 20 once more; both from one reading."""
+    slid = folder / f"dl21.{first_stage}.{depth}"
+    twice = Path(f"{slid}.{TWICE}")
+    again = (*SLIDING, "--rounds", "4", "--depth", str(depth))
+    _rerank(adapter, f"dl21.{first_stage}", lists, twice, "--decode", decode, *again)
+    if not Path(f"{slid}.json").exists():
+        before_again(twice, slid, lists / "qrels.dl21.txt")
+
+
+def before_again(twice: Path, slid: Path, qrels: Path) -> None:
+    """Of lists that were read twice, what sliding had made of them: run, choices and figures. Below the upper 20 the
+    order is not that of sliding alone, which makes more choices there."""
+    windows = [window for window in ChoicesSource(f"{twice}.choices.jsonl.gz") if not window.dealt]
+    slid_over = {own[0].qid: slid_order(own) for own in by_query(windows)}
+    below = {qid: [docid for docid, _ in ranking] for qid, ranking in read_run(f"{twice}.run.txt").items()}
+    run = {qid: scored(list(dict.fromkeys([*order, *below[qid]]))) for qid, order in slid_over.items()}
+    write_run(run, f"{slid}.run.txt", tag="lit-rerank")
+    write_choices(windows, f"{slid}.choices.jsonl.gz")
+    measures = parse_measures(["nDCG@10", "RR@10"])
+    figures = means(per_query(run, read_qrels(qrels), measures)) | {"windows": len(windows)}
+    Path(f"{slid}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def first_stage_run(first_stage: str, lists: Path, folder: Path) -> Path:

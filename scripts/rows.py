@@ -5,11 +5,8 @@ from dataclasses import dataclass
 MODEL = "models/smollm2-135m-instruct"
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
-IN_ROUNDS = ("rounds", "fused")  # of the upper 20: alone, and with the first stage's order
-COLUMNS = (
-    *(f"{first_stage}.{depth}" for first_stage in LISTS for depth in DEPTHS),
-    *(f"{first_stage}.{DEPTHS[0]}.{reading}" for first_stage in LISTS for reading in IN_ROUNDS),
-)
+TWICE = "twice"  # after sliding, the best 20 are read again
+COLUMNS = tuple(f"{first_stage}.{depth}{way}" for first_stage in LISTS for depth in DEPTHS for way in ("", f".{TWICE}"))
 DIRECT = ("--model.init_args.prompt.format=direct",)
 LONGER = (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120")
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
@@ -77,8 +74,8 @@ class Row:
         title: what it is.
         training: whose adapter is measured; None: the model as it is.
         decode: how it ranks.
-        depths: how much of a list it ranks in sliding windows.
-        rounds: whether it ranks the upper part of a list in rounds, too.
+        depths: how much of a list it ranks.
+        twice: whether it reads lists twice (see `Twice`), or slides over them alone.
         asked: whether it is asked what it still knows.
     """
 
@@ -87,7 +84,7 @@ class Row:
     decode: str
     depths: tuple[int, ...] = DEPTHS
     asked: bool = True
-    rounds: bool = False
+    twice: bool = False
 
 
 def title_of(column: str) -> str:
@@ -122,11 +119,11 @@ ROWS = {
     "chain_asked": Row("chain SFT, before the lists", "chain_asked", "chain", depths=(20,)),
     "direct_lists": Row("direct SFT, lists alone", "direct_lists", "direct", depths=(20,)),
     "direct_orders": Row("direct SFT, orders alone", "direct_orders", "direct", depths=(20,)),
-    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct", rounds=True),
+    "direct": Row("direct SFT (RankZephyr's way)", "direct", "direct", twice=True),
     "chain_lists": Row("chain SFT, lists alone", "chain_lists", "chain", depths=(20,)),
     "chain_orders": Row("chain SFT, orders alone", "chain_orders", "chain", depths=(20,)),
-    "chain": Row("chain SFT", "chain", "chain", rounds=True),
-    "dpo": Row("chain SFT + DPO", "dpo", "chain", rounds=True),
+    "chain": Row("chain SFT", "chain", "chain", twice=True),
+    "dpo": Row("chain SFT + DPO", "dpo", "chain", twice=True),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("chain SFT, 150 steps, without replay", "forgetful", "chain", depths=(20,)),
     # What the model and its format can hold: it has learned the judgements that it is measured by.

@@ -7,21 +7,28 @@ import argparse
 from pathlib import Path
 
 from lit_rerank.adapter_files import CONFIG, WEIGHTS, read_weights, write_like
-from lit_rerank.as_trained import SETTINGS_FILE
+from lit_rerank.as_trained import SETTINGS_FILE, load_prompt_settings, load_reading, save_settings
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
+from lit_rerank.reading import NAMED, open_reading
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, metavar="FROM", help="the adapter that a run has left")
     parser.add_argument("target", type=Path, metavar="TO", help="the folder that it is written to")
+    for name in NAMED:
+        parser.add_argument(f"--{name}", type=int, help="how its lists are to be read, by default as they were")
     args = parser.parse_args()
-    print(f"{args.target}: {ship(args.source, args.target) / 1e6:.1f} MB")
+    asked = {name: getattr(args, name) for name in NAMED}
+    print(f"{args.target}: {ship(args.source, args.target, **asked) / 1e6:.1f} MB")
 
 
-def ship(source: Path, target: Path) -> int:
+def ship(source: Path, target: Path, **reading: int | None) -> int:
     """Write the adapter anew; the bytes of its weights.
+
+    Args:
+        reading: how lists are to be read, where it is not as they were in training's validation (see `open_reading`).
 
     Raises:
         UserError: if there is none.
@@ -34,6 +41,7 @@ def ship(source: Path, target: Path) -> int:
     weights = {name: weight.to(torch.bfloat16) for name, weight in read_weights(source).items()}
     target.mkdir(parents=True, exist_ok=True)
     write_like(source, weights, target)
+    save_settings(load_prompt_settings(source), open_reading(**reading, known=load_reading(source)), target)
     return (target / WEIGHTS).stat().st_size
 
 

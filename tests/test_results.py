@@ -12,20 +12,22 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from data_modules.choices import WindowChoices, write_choices
+from data_modules.choices import ChoicesSource, WindowChoices, write_choices
 from data_modules.sources.detect import open_candidates
-from data_modules.trec import write_run
+from data_modules.trec import read_run, write_run
 from lit_rerank import Reranker
-from lit_rerank.as_trained import save_settings
+from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
+from lit_rerank.comparison.systems import System
+from lit_rerank.comparison.windows import read_windows
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
-from lit_rerank.reading import SlidingWindow
+from lit_rerank.reading import SlidingWindow, Twice
 from scripts import check_results, learning, measured, pictures, ship_adapter, summary, tables, trained
-from scripts.rows import COLUMNS, IN_ROUNDS, LISTS, MODEL, ROWS, Mean, Training
-from tests import tiny
+from scripts.rows import COLUMNS, LISTS, MODEL, ROWS, TWICE, Mean, Training
 from tests.references import save_adapter
+from tests.test_evaluation import rerank, write_candidates
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 
@@ -40,9 +42,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
         def __init__(self, words: list[str], **_: object) -> None:
             asked.append(words[1:])
-            if "fuse" in words:
-                Path(words[words.index("--run") + 1]).touch()
-            elif "average" in words:
+            if "average" in words:
                 Path(words[words.index("--out") + 1]).mkdir()
             elif "--metrics" in words:
                 metrics = Path(words[words.index("--metrics") + 1])
@@ -65,7 +65,7 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = ROWS["dpo"]
-    monkeypatch.setattr(measured, "open_candidates", lambda _: [tiny.record("q", 3)])
+    monkeypatch.setattr(measured, "before_again", lambda twice, slid, qrels: Path(f"{slid}.json").touch())
     assert row.training is not None
     trained.train(row.training, Path("lists"), tmp_path)
     measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
@@ -85,15 +85,14 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
         assert f"--data.init_args.train.init_args.path={tmp_path}/data/{data}.jsonl.gz" in words
     parts = [f"{tmp_path}/{part}/adapter" for part in ("chain_lists", "chain_orders")]
     assert evaluations.pop(0) == ["evaluate.py", "average", *parts, "--out", f"{tmp_path}/chain/adapter"]
-    assert [words[1] for words in evaluations] == ["rerank", "rerank", "rerank", "fuse"] * 2 + ["mmlu"] * 2
-    rounds, fuse = evaluations[2:4]
-    assert {"--window": "4", "--rounds": "4"}.items() <= dict(pairwise(rounds)).items()
-    assert fuse[2:4] == [dict(pairwise(rounds))["--run"], f"{tmp_path}/measured/bm25.run.txt"]
+    assert [words[1] for words in evaluations] == ["rerank"] * 4 + ["mmlu"] * 2
+    reading = {"--window": "8", "--stride": "4", "--rounds": "4"}
+    assert all(reading.items() <= dict(pairwise(words)).items() for words in evaluations[:4])
     base, own = evaluations[-2:]  # what is known is compared with what the base knows
     assert "--adapter" not in base
     known = Path(base[base.index("--metrics") + 1]).with_suffix(".details.jsonl")
     assert own[own.index("--against") + 1] == str(known)
-    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*evaluations[:3], *evaluations[4:7], own])
+    assert all(f"{tmp_path}/dpo/adapter" in words for words in [*evaluations[:4], own])
     trained.train(row.training, Path("lists"), tmp_path)
     measured.measure("dpo", row, Path("lists"), Path("mmlu"), tmp_path)
     assert not commands()
@@ -184,16 +183,29 @@ def test_each_row_has_its_target() -> None:
     assert set(line.partition("results-,")[2].rstrip(")").split()) == ROWS.keys()
 
 
-def test_a_fusion_is_made_anew_with_its_rounds(
-    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measured, "open_candidates", lambda _: [tiny.record("q", 3)])
-    for expected in (["rerank", "fuse"], []):
-        measured.rank_in_rounds(None, "bm25", Path("lists"), tmp_path / "chain")
-        assert [words[1] for words in commands()] == expected
-    (tmp_path / "chain" / "dl21.bm25.20.rounds.json").unlink()
-    measured.rank_in_rounds(None, "bm25", Path("lists"), tmp_path / "chain")
-    assert [words[1] for words in commands()] == ["rerank", "fuse"]
+def test_what_sliding_had_made_of_lists_that_were_read_twice(tiny_model: Path, tmp_path: Path) -> None:
+    """Its upper 20 are those of sliding alone, for which nothing is read again."""
+    candidates = write_candidates(tmp_path / "c.jsonl", passages=26)
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q0 0 d3 1\nq1 0 d1 1\n")
+
+    def files(name: str, *options: str) -> Path:
+        choices = tmp_path / f"{name}.choices.jsonl.gz"
+        rerank(tmp_path, tiny_model, candidates, "--window", "6", "--stride", "3", "--choices", str(choices), *options)
+        shutil.copy(tmp_path / "out" / "run.txt", tmp_path / f"{name}.run.txt")
+        return tmp_path / name
+
+    twice, alone = files("twice", "--rounds", "2"), files("alone")
+    measured.before_again(twice, tmp_path / "slid", qrels)
+    found, expected = (read_run(f"{path}.run.txt") for path in (tmp_path / "slid", alone))
+    for qid, ranking in expected.items():
+        assert [docid for docid, _ in found[qid][:20]] == [docid for docid, _ in ranking[:20]]
+    assert {docid for docid, _ in found[qid]} == {docid for docid, _ in ranking}
+    assert json.loads((tmp_path / "slid.json").read_text())["windows"] == len(
+        list(ChoicesSource(f"{alone}.choices.jsonl.gz"))
+    )
+    system = System("slid", str(tmp_path / "slid.run.txt"), found, {}, (), ())
+    assert read_windows(f"{tmp_path}/slid.choices.jsonl.gz", system)
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
@@ -208,7 +220,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
     heading, rule, first_stage, base, dpo = tables.table(compared, kept).splitlines()
     assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
     assert "| bm25, top 100 |" in heading
-    assert "| bm25, top 20, fused |" in heading
+    assert "| bm25, top 20, twice |" in heading
     assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.1000 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
     assert dpo.endswith("| -1.4000 | 0.2000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
 
@@ -255,8 +267,7 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
     for suffix in ("run.txt", "choices.jsonl.gz", "json"):
         shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")
-    for reading in IN_ROUNDS:  # of which no choices are known
-        shutil.copy(folder / "dl21.bm25.20.run.txt", folder / f"dl21.bm25.20.{reading}.run.txt")
+    shutil.copy(folder / "dl21.bm25.20.run.txt", folder / f"dl21.bm25.20.{TWICE}.run.txt")  # no choices are known
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
     summary.summarise(lists, tmp_path)
@@ -267,8 +278,7 @@ def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
     assert written["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
     assert "direct" not in written["ranking"]["splade_pp_ed.20"]
     assert "base" not in written["ranking"]["bm25.100"]
-    for reading in IN_ROUNDS:
-        assert written["ranking"][f"bm25.20.{reading}"]["base"]["over_bm25"]["difference"] == 0
+    assert written["ranking"][f"bm25.20.{TWICE}"]["base"]["over_bm25"]["difference"] == 0
     assert list(written["retention"]) == ["base"]
     for name in ("summary.md", "trade_off.png", "learning_curves.png"):
         assert (tmp_path / name).stat().st_size > 100
@@ -380,7 +390,9 @@ def test_a_shipped_adapter_is_half_as_large_and_all_but_equal(tiny_model: Path, 
         assert after[name].dtype == torch.bfloat16
         torch.testing.assert_close(after[name].float(), weight, rtol=2**-8, atol=0)
     assert (target / "README.md").read_text() == "a model card"
-    Reranker.from_pretrained(str(tiny_model), str(target))  # as any adapter
+    assert Reranker.from_pretrained(str(tiny_model), str(target)).reading == SlidingWindow()  # as any adapter
+    ship_adapter.ship(source, target, window=8, stride=4, rounds=3)
+    assert (load_prompt_settings(target), load_reading(target)) == (load_prompt_settings(source), Twice(8, 4, 100, 3))
     (source / "lit_rerank.json").unlink()
     with pytest.raises(UserError, match=r"holds no adapter of this project: lit_rerank\.json is missing"):
         ship_adapter.ship(source, target)
