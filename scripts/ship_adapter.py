@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from lit_rerank.adapter_files import CONFIG, WEIGHTS, read_weights, write_like
-from lit_rerank.as_trained import SETTINGS_FILE, load_prompt_settings, load_reading, save_settings
+from lit_rerank.as_trained import SETTINGS_FILE, load_prompt_settings, reading_as_asked, save_settings
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
-from lit_rerank.reading import NAMED, open_reading
+from lit_rerank.reading import NAMED
 
 
 def main() -> None:
@@ -24,11 +24,13 @@ def main() -> None:
     print(f"{args.target}: {ship(args.source, args.target, **asked) / 1e6:.1f} MB")
 
 
-def ship(source: Path, target: Path, **reading: int | None) -> int:
+def ship(
+    source: Path, target: Path, window: int | None = None, stride: int | None = None, rounds: int | None = None
+) -> int:
     """Write the adapter anew; the bytes of its weights.
 
     Args:
-        reading: how lists are to be read, where it is not as they were in training's validation (see `open_reading`).
+        window, stride, rounds: how lists are to be read (see `open_reading`); by default as in training's validation.
 
     Raises:
         UserError: if there is none.
@@ -41,7 +43,9 @@ def ship(source: Path, target: Path, **reading: int | None) -> int:
     weights = {name: weight.to(torch.bfloat16) for name, weight in read_weights(source).items()}
     target.mkdir(parents=True, exist_ok=True)
     write_like(source, weights, target)
-    save_settings(load_prompt_settings(source), open_reading(**reading, known=load_reading(source)), target)
+    save_settings(
+        load_prompt_settings(source), reading_as_asked(str(source), window, stride, 100, None, rounds), target
+    )
     return (target / WEIGHTS).stat().st_size
 
 
