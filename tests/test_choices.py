@@ -21,6 +21,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         WINDOW,
         replace(WINDOW, turn=1, logps=None, malformed=True),
         replace(WINDOW, qid="q\u2028<b>", choices=1),
+        replace(WINDOW, turn=2, dealt=True),
     ]
     for name in ("choices.jsonl", "choices.jsonl.gz"):
         write_choices(windows, tmp_path / name)
@@ -38,6 +39,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"choices": 4}, '"choices" is 4; it counts places'),
         ({"choices": 0}, '"choices" is 0; it counts places'),
         ({"malformed": 1}, '"malformed" must be true or false'),
+        ({"dealt": None}, '"dealt" must be true or false'),
         ({}, "turn 0 of query 'q1' stands further up, too"),
     ],
 )
