@@ -97,10 +97,11 @@ class _State:
 
     def decoded(self) -> Decoded:
         """The choices, and after them what is left, by its scores."""
-        if len(self.left) == 1:
+        certain = len(self.left) == 1 and len(self._chosen) < self._prompt.choices
+        if certain:  # it was to be chosen, too
             self.left = dict.fromkeys(self.left, 0.0)
         order = self._chosen | dict(sorted(self.left.items(), key=lambda item: -item[1]))
-        written = (*self._chosen, *self.left) if len(self.left) == 1 else tuple(self._chosen)
+        written = (*self._chosen, *self.left) if certain else tuple(self._chosen)
         return Decoded(tuple(order), tuple(order.values()), self._encoder.format.render(written).text)
 
     def by_scores(self, scores: Sequence[float]) -> Decoded:

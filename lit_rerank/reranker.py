@@ -77,7 +77,10 @@ class Reranker:
                 f"self_consistency is {self_consistency}, max_batch_tokens {max_batch_tokens}; each is at least 1"
             )
         if self_consistency > 1 and not isinstance(reading, SlidingWindow):
-            raise UserError("rounds read lists in random orders already: leave self_consistency out, or add rounds")
+            raise UserError(
+                "rounds read windows in random orders already: leave self_consistency out, or name a window alone to "
+                "let it slide"
+            )
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_for_inference(
             model,

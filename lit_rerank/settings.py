@@ -54,7 +54,7 @@ class RerankSettings:
         decode: `chain` or `direct` (the default: as the prompt's format is), `first`, `likelihood` or `generate`.
         stride: by default, where no rounds are named, half the window.
         rounds: if given, lists are read in so many rounds, by first choices (with a stride, too: the best of what was
-            slid over); top_k has no part in it.
+            slid over); top_k is refused.
     """
 
     window: int = 20

@@ -58,6 +58,8 @@ def rank_twice(adapter: Path | None, decode: str, first_stage: str, depth: int, 
     """Rank it so, too, and its best 20 once more; both from one reading."""
     slid = folder / f"dl21.{first_stage}.{depth}"
     twice = Path(f"{slid}.{TWICE}")
+    if not Path(f"{twice}.json").exists():
+        Path(f"{slid}.json").unlink(missing_ok=True)
     again = (*SLIDING, "--rounds", "4", "--depth", str(depth))
     _rerank(adapter, f"dl21.{first_stage}", lists, twice, "--decode", decode, *again)
     if not Path(f"{slid}.json").exists():

@@ -88,7 +88,7 @@ class Row:
 
 
 def title_of(column: str) -> str:
-    """A column's heading: the first stage, how much of its lists, and how they are read where windows do not slide."""
+    """A column's heading: the first stage, how much of its lists, and whether they are read twice."""
     first_stage, depth, *reading = column.split(".")
     return ", ".join([first_stage, f"top {depth}", *reading])
 

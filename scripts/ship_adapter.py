@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="FROM", help="the adapter that a run has left")
     parser.add_argument("target", type=Path, metavar="TO", help="the folder that it is written to")
     for name in NAMED:
-        parser.add_argument(f"--{name}", type=int, help="how its lists are to be read, by default as they were")
+        parser.add_argument(
+            f"--{name}", type=int, help="how its lists are to be read (see rerank); by default all as they were"
+        )
     args = parser.parse_args()
     asked = {name: getattr(args, name) for name in NAMED}
     print(f"{args.target}: {ship(args.source, args.target, **asked) / 1e6:.1f} MB")
@@ -41,11 +43,10 @@ def ship(
     if missing:
         raise UserError(f"{source} holds no adapter of this project: {' '.join(missing)} is missing")
     weights = {name: weight.to(torch.bfloat16) for name, weight in read_weights(source).items()}
+    reading = reading_as_asked(str(source), window, stride, 100, None, rounds)
     target.mkdir(parents=True, exist_ok=True)
     write_like(source, weights, target)
-    save_settings(
-        load_prompt_settings(source), reading_as_asked(str(source), window, stride, 100, None, rounds), target
-    )
+    save_settings(load_prompt_settings(source), reading, target)
     return (target / WEIGHTS).stat().st_size
 
 

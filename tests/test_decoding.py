@@ -112,8 +112,6 @@ def read_again(decoder: Stepwise, window: Window, choices: int) -> Decoded:
             going_on = following(decoder, state, path, left)
             path += (max(going_on, key=going_on.__getitem__),)
         chosen[left[path]] = scores.pop(left[path])
-    if len(scores) == 1:  # what alone is left is certain
-        scores = dict.fromkeys(scores, 0.0)
     order = chosen | dict(sorted(scores.items(), key=lambda item: -item[1]))
     return Decoded(tuple(order), tuple(order.values()))
 

@@ -293,7 +293,15 @@ def test_read_twice_is_one_reading_after_the_other_and_their_ranks_summed(
 ) -> None:
     record = numbered("q", random.Random(n).sample(range(n), n))
     reading = Twice(window, window // 2, depth, rounds)
-    (ranking,) = reading.rerank([record], noisy)
+    asked: list[int] = []
+
+    def told(windows: Sequence[Window], choices: Sequence[int]) -> list[Decoded]:
+        asked.extend(choices)
+        return noisy(windows, choices)
+
+    (ranking,) = reading.rerank([record], told)
+    assert asked == reading.choices(n)
+    assert asked[-ranking.dealt :] == [1] * ranking.dealt
     (slid,) = SlidingWindow(window, window // 2, depth).rerank([record], noisy)
     best = min(20, depth, n)
     (again,) = Rounds(max(2, window // 2), best, rounds).rerank(
@@ -317,14 +325,20 @@ def test_read_twice_is_one_reading_after_the_other_and_their_ranks_summed(
     assert ranking.probabilities[best:] == slid.probabilities[best:]
 
 
-def test_a_model_reads_twice_through_the_interface(tiny_model: Path) -> None:
+@pytest.mark.parametrize(("passages", "window"), [(9, 6), (9, 4), (5, 8), (2, 4)])  # rounds' windows hold 2 or 3
+def test_a_model_reads_twice_through_the_interface(tiny_model: Path, passages: int, window: int) -> None:
     """Of a chain one choice alone is asked for in rounds, whose scores are those of `first`."""
-    texts = [f"passage {i}" for i in range(9)]
-    reading = Twice(window=6, stride=3, rounds=2)
+    texts = [f"passage {i}" for i in range(passages)]
+    reading = Twice(window=window, stride=window // 2, rounds=2)
     reranker = Reranker.from_pretrained(str(tiny_model), reading=reading)
     record = RankingRecord("query", "fleas", tuple(Passage(str(i), text) for i, text in enumerate(texts)))
     (slid,) = reading.sliding.rerank([record], reranker.decoder)
     first = Reranker.from_pretrained(str(tiny_model), decode="first")
     (again,) = reading.again.rerank([RankingRecord("query", "fleas", tuple(slid.passages))], first.decoder)
     expected = reciprocal([[p.docid for p in one.passages] for one in (slid, again)])
+    (ranking,) = reading.rerank([record], reranker.decoder)
+    dealt = ranking.decoded[-ranking.dealt :]
+    assert [answer.permutation for answer in dealt] == [answer.permutation for answer in again.decoded]
+    for answer, first_one in zip(dealt, again.decoded, strict=True):
+        assert answer.logps == pytest.approx(first_one.logps, abs=1e-5)
     assert [passage.docid for passage in reranker.rank("fleas", texts)] == expected

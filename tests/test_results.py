@@ -208,6 +208,22 @@ def test_what_sliding_had_made_of_lists_that_were_read_twice(tiny_model: Path, t
     assert read_windows(f"{tmp_path}/slid.choices.jsonl.gz", system)
 
 
+def test_what_sliding_had_made_of_lists_is_of_the_same_reading(
+    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Path] = []
+    monkeypatch.setattr(measured, "before_again", lambda twice, slid, qrels: parts.append(slid))
+    twice, slid = (tmp_path / "chain" / f"dl21.bm25.20{way}.json" for way in (".twice", ""))
+    slid.parent.mkdir()
+    slid.write_text("{}")  # of an earlier reading
+    for expected in (["rerank"], []):
+        measured.rank_twice(None, "chain", "bm25", 20, Path("lists"), tmp_path / "chain")
+        assert [words[1] for words in commands()] == expected
+        assert len(parts) == 1
+        slid.write_text("{}")
+    assert twice.exists()
+
+
 def test_the_table_has_a_line_for_each_row() -> None:
     compared = {column: {column.partition(".")[0]: FIGURES, "base": FIGURES, "dpo": FIGURES} for column in COLUMNS}
     change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}

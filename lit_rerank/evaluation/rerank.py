@@ -79,14 +79,15 @@ def rerank_candidates(
             with, else chain.
         window: passages in one prompt; by default as the adapter (or the fully fine-tuned model) read lists in
             training's validation, else 20.
-        stride: how far the window moves up each time; by default, where neither window nor rounds are named, as then,
-            else half the window.
+        stride: how far the window moves up each time; by default, where neither window nor rounds are named, as then;
+            else, where no rounds are named, half the window.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
         top_k: only the order of the best so many matters, which is the same and comes faster; by default all.
-        rounds: instead of sliding: each list is dealt at random into windows so many times over, and ordered by the
-            strengths that best explain all windows' first choices (decode first). With stride, too: after sliding, the
-            best 20 are read again so, in half as large windows, and both orders are fused by reciprocal ranks. top_k
-            and self_consistency are refused. By default, where neither window nor stride are named, as in validation.
+        rounds: without stride: instead of sliding, each list is dealt at random into windows so many times over, and
+            ordered by the strengths that best explain all windows' first choices (decode first). With stride: after
+            sliding, the best 20 are read again so, in half as large windows (of 2 at least), and both orders are fused
+            by reciprocal ranks. top_k and self_consistency are refused. By default, where neither window nor stride
+            are named, as in validation.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as

@@ -86,7 +86,7 @@ def sweep_scales(
         stride: how far the window moves up each time.
         depth: candidates reranked per query.
         top_k: only the order of the best so many matters.
-        rounds: instead of sliding, as of rerank.
+        rounds: instead of sliding, or with stride after it, as of rerank.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training.
         queries: only the first so many queries.
         shuffle: a seed; the model sees each list in random order.
