@@ -75,7 +75,7 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-results: $(STAMP) $(MODEL)/config.json ## Measure the shipped adapter again: as expected? (LISTS, MMLU; 2 cores: 10 minutes with AMX, 50 with AVX2)
+check-results: $(STAMP) $(MODEL)/config.json ## Measure the shipped adapter again: as expected? (LISTS, MMLU; 2 cores with AVX-512: half an hour)
 	$(BIN)/python -m scripts.check_results --lists $(LISTS) --mmlu $(MMLU)
 
 test: $(STAMP) lucene $(MODEL)/config.json lint ## Run everything that CI runs: setup, model, lint, pytest
