@@ -200,7 +200,7 @@ def test_what_sliding_had_made_of_lists_that_were_read_twice(tiny_model: Path, t
     found, expected = (read_run(f"{path}.run.txt") for path in (tmp_path / "slid", alone))
     for qid, ranking in expected.items():
         assert [docid for docid, _ in found[qid][:20]] == [docid for docid, _ in ranking[:20]]
-    assert {docid for docid, _ in found[qid]} == {docid for docid, _ in ranking}
+        assert {docid for docid, _ in found[qid]} == {docid for docid, _ in ranking}
     assert json.loads((tmp_path / "slid.json").read_text())["windows"] == len(
         list(ChoicesSource(f"{alone}.choices.jsonl.gz"))
     )
