@@ -7,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+from data_modules.sources.base import existing_file
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import report
@@ -29,14 +30,31 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="make these figures the expected ones")
     args = parser.parse_args()
     check_measurable(args.lists, args.mmlu)
+    expected = None if args.write else read_expected(EXPECTED)
     start_anew(FOLDER)
     found = measured(args.lists, args.mmlu)
     report(found, str(FOLDER / "figures.json"))
-    if args.write:
+    if expected is None:
         EXPECTED.parent.mkdir(exist_ok=True)
         EXPECTED.write_text(json.dumps(found, indent=2) + "\n")
     else:
-        check(found, json.loads(EXPECTED.read_text()))
+        check(found, expected)
+
+
+def read_expected(path: Path) -> dict[str, float]:
+    """What the figures must be.
+
+    Raises:
+        UserError: if it is not there, is no JSON, or is of other figures.
+    """
+    try:
+        expected: dict[str, float] = json.loads(existing_file(path).read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    names = {*(f"{first_stage}.nDCG@10" for first_stage in LISTS), *KEPT}
+    if not isinstance(expected, dict) or expected.keys() != names:
+        raise UserError(f"{path} must have {', '.join(sorted(names))}: --write makes it anew")
+    return expected
 
 
 def measured(lists: Path, mmlu: Path) -> dict[str, float]:

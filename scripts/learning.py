@@ -8,7 +8,7 @@ from statistics import fmean
 import yaml
 
 from scripts.recipes import curve
-from scripts.rows import TRAININGS, Training
+from scripts.rows import TRAININGS, Training, all_before
 
 LAST = 10  # steps, over which losses are averaged
 SMOOTHED = 20  # steps, in curves
@@ -61,9 +61,3 @@ def read_before(training: str, runs: Path) -> float:
     if not all(is_logged(runs / name) for name in earlier):
         return math.nan
     return float(sum(sum(tokens_of(runs / name).values()) for name in earlier))
-
-
-def all_before(training: str) -> set[str]:
-    """The trainings and means that come before one."""
-    starts = TRAININGS[training].starts
-    return set(starts).union(*map(all_before, starts))

@@ -13,12 +13,13 @@ from data_modules.trec import read_qrels, read_run, write_run
 from lit_rerank.comparison.windows import by_query, slid_order
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.fuse import scored
+from lit_rerank.evaluation.report import write_figures
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measures import means, parse_measures, per_query
 from scripts.recipes import dtype
 from scripts.rows import LISTS, MODEL, TWICE, Row
 
-READING = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
+PROMPT = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 SLIDING = ("--window", "8", "--stride", "4")
 QUESTIONS = 570
 MMLU = "test_20_per_subject.jsonl.gz"
@@ -55,11 +56,9 @@ def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists:
 
 
 def rank_twice(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
-    """Rank it so, too, and its best 20 once more; both from one reading."""
+    """Rank it so, too, and its best 20 once more; both from one reading, unless the former is there."""
     slid = folder / f"dl21.{first_stage}.{depth}"
     twice = Path(f"{slid}.{TWICE}")
-    if not Path(f"{twice}.json").exists():
-        Path(f"{slid}.json").unlink(missing_ok=True)
     again = (*SLIDING, "--rounds", "4", "--depth", str(depth))
     _rerank(adapter, f"dl21.{first_stage}", lists, twice, "--decode", decode, *again)
     if not Path(f"{slid}.json").exists():
@@ -68,7 +67,7 @@ def rank_twice(adapter: Path | None, decode: str, first_stage: str, depth: int, 
 
 def before_again(twice: Path, slid: Path, qrels: Path) -> None:
     """Of lists that were read twice, what sliding had made of them: run, choices and figures. Below the upper 20 the
-    order is not that of sliding alone, which makes more choices there."""
+    order is not that of sliding alone, which makes more choices there; how long that took, nobody has measured."""
     windows = [window for window in ChoicesSource(f"{twice}.choices.jsonl.gz") if not window.dealt]
     slid_over = {own[0].qid: slid_order(own) for own in by_query(windows)}
     below = {qid: [docid for docid, _ in ranking] for qid, ranking in read_run(f"{twice}.run.txt").items()}
@@ -76,8 +75,10 @@ def before_again(twice: Path, slid: Path, qrels: Path) -> None:
     write_run(run, f"{slid}.run.txt", tag="lit-rerank")
     write_choices(windows, f"{slid}.choices.jsonl.gz")
     measures = parse_measures(["nDCG@10", "RR@10"])
-    figures = means(per_query(run, read_qrels(qrels), measures)) | {"windows": len(windows)}
-    Path(f"{slid}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    read = json.loads(Path(f"{twice}.json").read_text())
+    of_lists = {name: read[name] for name in read if name.startswith("first_stage.") or "queries" in name}
+    figures = means(per_query(run, read_qrels(qrels), measures)) | of_lists
+    write_figures(figures | {"windows": len(windows), "part_of": twice.name}, f"{slid}.json")
 
 
 def first_stage_run(first_stage: str, lists: Path, folder: Path) -> Path:
@@ -92,7 +93,7 @@ def first_stage_run(first_stage: str, lists: Path, folder: Path) -> Path:
 def _rerank(adapter: Path | None, candidates: str, lists: Path, out: Path, *reading: str) -> None:
     named = ["--candidates", f"{lists}/{candidates}.top100.jsonl.gz", "--qrels", f"{lists}/qrels.dl21.txt"]
     files = ["--run", f"{out}.run.txt", "--choices", f"{out}.choices.jsonl.gz"]
-    options = [*READING, "--dtype", dtype(), *reading]
+    options = [*PROMPT, "--dtype", dtype(), *reading]
     evaluate("rerank", Path(f"{out}.json"), *_model(adapter), *named, *files, *options)
 
 

@@ -57,7 +57,7 @@ def draw_curves(trained: Iterable[str], runs: Path, path: Path) -> None:
                 axis.plot(*zip(*found, strict=True), ".-", label=name)
         axis.set(xlabel="tokens read", ylabel=label)
         if axis.lines:
-            axis.legend()
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     figure.savefig(path, dpi=120)
 
 

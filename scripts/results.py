@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from scripts.measured import check_measurable, measure
-from scripts.rows import MODEL, ROWS, TRAININGS
+from scripts.rows import MODEL, ROWS, all_before
 from scripts.summary import summarise
 from scripts.trained import data_of, replayed, train
 from scripts.trecdl_data import write_data, write_judged
@@ -27,18 +27,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {name} (docs/data.md)")
     args = parser.parse_args()
     check_measurable(args.lists, args.mmlu)
-    needed = [file for name in TRAININGS for file in (data_of(name, RUNS), replayed(name, RUNS)) if file is not None]
-    if not all(file.exists() for file in needed):
+    rows = args.rows or list(ROWS)
+    if not all(file.exists() for file in learned_from(rows, RUNS)):
         write_judged(args.lists, RUNS / "data")
         write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
     failed: UserError | None = None
     try:
-        make(args.rows or ROWS, args.lists, args.mmlu)
+        make(rows, args.lists, args.mmlu)
     except UserError as error:
         failed = error
     summarise(args.lists, RUNS)
     if failed is not None:
         raise failed
+
+
+def learned_from(rows: Iterable[str], runs: Path) -> list[Path]:
+    """The files that these rows' trainings need, and those that they start from; none for what is not trained."""
+    trainings = [ROWS[name].training for name in rows]
+    names = {name for training in trainings if training is not None for name in (training, *all_before(training))}
+    files = [file for name in names for file in (data_of(name, runs), replayed(name, runs))]
+    return [file for file in files if file is not None]
 
 
 def make(rows: Iterable[str], lists: Path, mmlu: Path) -> None:

@@ -131,3 +131,9 @@ ROWS = {
     # Whether so few lists can be learned at all: its choice loss tells, no measurement.
     "by_heart": Row("chain SFT, 60 steps more of 16 lists", "by_heart", "chain", depths=(), asked=False),
 }
+
+
+def all_before(training: str) -> set[str]:
+    """The trainings and means that come before one."""
+    starts = TRAININGS[training].starts
+    return set(starts).union(*map(all_before, starts))

@@ -1,20 +1,23 @@
 """What `make results` has measured so far, in tables, figures and pictures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from data_modules.trec import read_qrels, read_run
+from data_modules.trec import Qrels, read_qrels, read_run
+from lit_rerank.comparison.significance import corrected, paired
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.measurement import Retention
 from lit_rerank.measures import parse_measures, per_query
-from lit_rerank.paired import flat, paired
+from lit_rerank.paired import flat
+from lit_rerank.paired import paired as paired_retention
 from scripts.learning import cost, is_logged
 from scripts.measured import DETAILS, evaluate, first_stage_run
 from scripts.pictures import draw_curves, draw_trade_off
-from scripts.rows import COLUMNS, ROWS, TRAININGS
+from scripts.rows import COLUMNS, ROWS, TRAININGS, TWICE
 from scripts.tables import differences, kept_over_direct, table, trainings
 
 TESTED = ("difference", "interval", "p", "p_corrected")
@@ -60,7 +63,22 @@ def compare(column: str, lists: Path, runs: Path) -> dict[str, Any]:
         for one in result["comparisons"]:
             if one["measure"] == "nDCG@10":
                 found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in TESTED}
+    if column.endswith(f".{TWICE}"):
+        for name, tested in over_sliding(ranked, read_qrels(qrels)).items():
+            found[name]["over_sliding"] = tested
     return found
+
+
+def over_sliding(ranked: Mapping[str, str], qrels: Qrels) -> dict[str, dict[str, Any]]:
+    """What each row's lists, which were read twice, have gained over sliding alone, where that is known."""
+    slid = {name: path.removesuffix(f".{TWICE}") for name, path in ranked.items()}
+    both = [name for name in ranked if Path(f"{slid[name]}.run.txt").exists()]
+    gains = [paired(*(ndcg(Path(f"{ways[name]}.run.txt"), qrels) for ways in (ranked, slid))) for name in both]
+    ps = corrected([gain.p for gain in gains])
+    return {
+        name: {**{figure: getattr(gain, figure) for figure in ("difference", "interval", "p")}, "p_corrected": p}
+        for name, gain, p in zip(both, gains, ps, strict=True)
+    }
 
 
 def compared_with(baseline: str, metrics: Path, words: list[str]) -> dict[str, Any]:
@@ -73,9 +91,13 @@ def compared_with(baseline: str, metrics: Path, words: list[str]) -> dict[str, A
 
 def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
     """nDCG@10 of a run that is compared with none."""
-    scores = per_query(read_run(run), read_qrels(qrels), parse_measures(["nDCG@10"]))
-    values = [query["nDCG@10"] for query in scores.values()]
+    values = ndcg(run, read_qrels(qrels))
     return {"mean": fmean(values), "interval": bootstrap_interval(values)}
+
+
+def ndcg(run: Path, qrels: Qrels) -> list[float]:
+    """nDCG@10 of each judged query."""
+    return [query["nDCG@10"] for query in per_query(read_run(run), qrels, parse_measures(["nDCG@10"])).values()]
 
 
 def retained(name: str, runs: Path) -> dict[str, Any]:
@@ -85,6 +107,6 @@ def retained(name: str, runs: Path) -> dict[str, Any]:
     for over, prefix in (("base", ""), ("direct", "over_direct.")):
         details = runs / "measured" / over / DETAILS
         if details.exists() and name not in ("base", over):
-            differences = flat(paired(Retention.load(details), own))
+            differences = flat(paired_retention(Retention.load(details), own))
             figures |= {f"{prefix}{figure}": value for figure, value in differences.items()}
     return figures

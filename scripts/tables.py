@@ -34,12 +34,13 @@ def table(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) 
 
 
 def differences(compared: dict[str, dict[str, Any]]) -> str:
-    """Each row over the first stage and over direct SFT as Markdown, with intervals and p-values, which are corrected
-    (Benjamini-Hochberg) for all rows and measures that are compared with the same on the same lists."""
+    """Each row over the first stage, over itself where it slid alone and over direct SFT as Markdown, with intervals
+    and p-values, which are corrected (Benjamini-Hochberg) for all that are compared with the same on the same lists,
+    read in the same way."""
     lines = ["| list | row | over | nDCG@10 | p | corrected |", "|---" * 6 + "|"]
     for column, systems in compared.items():
         for name, figures in ((name, systems[name]) for name in ROWS if name in systems):
-            for over in (column.partition(".")[0], "direct"):
+            for over in (column.partition(".")[0], "sliding", "direct"):
                 found = figures.get(f"over_{over}")
                 if found is not None:
                     low, high = found["interval"]

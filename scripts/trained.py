@@ -31,8 +31,7 @@ def train(name: str, lists: Path, runs: Path) -> None:
     if what := different(name, runs):
         raise UserError(f"{run} was stopped, and was made of {what}: to train it anew, remove it")
     for row in (row for row in ROWS if ROWS[row].training == name and (runs / "measured" / row).exists()):
-        print(f"{runs}/measured/{row} is of an earlier adapter: it is removed", flush=True)
-        shutil.rmtree(runs / "measured" / row)
+        set_aside(runs / "measured" / row)
     run.mkdir(parents=True, exist_ok=True)
     (run / MADE_OF).write_text(json.dumps(made_of(name, runs), indent=2) + "\n")
     match TRAININGS[name]:
@@ -40,6 +39,14 @@ def train(name: str, lists: Path, runs: Path) -> None:
             average([runs / part / "adapter" for part in of], run)
         case training:
             go_on(training.recipe, run, *told(name, training, lists, runs))
+
+
+def set_aside(measured: Path) -> None:
+    """What was measured of an earlier adapter makes way for what will be of the new one."""
+    earlier = measured.with_name(f"{measured.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    measured.rename(earlier)
+    print(f"{measured} is of an earlier adapter: it is {earlier} now", flush=True)
 
 
 def average(adapters: Sequence[Path], folder: Path) -> None:
