@@ -42,6 +42,8 @@ def open_collection(name: str) -> Collection:
     Raises:
         UserError: for anything else, or where what it names is broken.
     """
+    if not name.strip():
+        raise UserError(f"a collection's name is empty; possible are {POSSIBLE}")
     path = user_path(name)
     if name in PYDOCS:
         from data_modules.pydocs import pydocs
@@ -110,6 +112,8 @@ def _lucene(name: str) -> Collection:
     from data_modules import lucene
 
     index, at, topics = name.removeprefix(LUCENE).partition("@")
+    if not index or (at and not topics):
+        raise UserError(f"collection {name!r} names no {'topics' if index else 'index'}: it is {LUCENE}INDEX@TOPICS")
     queries: dict[str, str] = {}
     qrels: Qrels = {}
     if user_path(topics).is_dir() and at:

@@ -9,6 +9,7 @@ from typing import Any
 from data_modules.sources.base import parse_object, read_lines, write_rows
 from lit_rerank.errors import UserError
 from lit_rerank.paired import OF_QUESTIONS, above_chance
+from lit_rerank.questions import LETTERS
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,8 @@ class Retention:
         """
         examples = next((r["examples"] for r in rows if "examples" in r), None)
         return cls(
-            tuple(
-                Answered(r["id"], r["subject"], tuple(r["letters"]), tuple(r["cloze"]), r["answer"], r["chance"])
-                for r in rows
-                if "answer" in r
-            ),
-            tuple(Read(r["id"], r["bits"], r["bytes"], r.get("chance")) for r in rows if "bits" in r),
+            tuple(_answered(r) for r in rows if "answer" in r),
+            tuple(_read(r) for r in rows if "bits" in r),
             sum(r["truncated"] for r in rows if "truncated" in r),
             None if examples is None else tuple(examples),
         )
@@ -144,5 +141,17 @@ class Retention:
         """
         try:
             return cls.of_rows([parse_object(line) for _, line in read_lines(Path(path))])
-        except (KeyError, TypeError, UserError) as error:
+        except (KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} holds no measurement of retention: {error}") from error
+
+
+def _answered(row: Mapping[str, Any]) -> Answered:
+    letters, cloze = (tuple(map(float, row[form])) for form in ("letters", "cloze"))
+    if not len(letters) == len(cloze) == len(LETTERS) or row["answer"] not in range(len(LETTERS)):
+        raise UserError(f"question {row['id']} has not {len(LETTERS)} choices of which one is right")
+    return Answered(row["id"], row["subject"], letters, cloze, row["answer"], float(row["chance"]))
+
+
+def _read(row: Mapping[str, Any]) -> Read:
+    chance = row.get("chance")
+    return Read(row["id"], float(row["bits"]), int(row["bytes"]), None if chance is None else float(chance))

@@ -33,8 +33,8 @@ def open_reading(
         return SlidingWindow(window, window // 2 if stride is None else stride, depth, top_k)
     if top_k is not None:
         raise UserError(
-            "in rounds every passage is scored, and nothing is saved by top_k: leave it out, or name a "
-            "window alone to let it slide"
+            f"{rounds} rounds are asked for, or kept by the adapter: they score every passage, and nothing is saved by "
+            "top_k. Leave it out, or name a window alone to let it slide"
         )
     return Rounds(window, depth, rounds) if stride is None else Twice(window, stride, depth, rounds)
 

@@ -78,8 +78,8 @@ class Reranker:
             )
         if self_consistency > 1 and not isinstance(reading, SlidingWindow):
             raise UserError(
-                "rounds read windows in random orders already: leave self_consistency out, or name a window alone to "
-                "let it slide"
+                f"{reading.rounds} rounds are asked for, or kept by the adapter: they read windows in random orders "
+                "already. Leave self_consistency out, or name a window alone to let it slide"
             )
         tokenizer = load_tokenizer(model, trust_remote_code)
         loaded = load_for_inference(

@@ -47,8 +47,8 @@ def fit(how: How | None, reading: "Reading") -> How | None:
     alone = isinstance(reading, Rounds)  # a stride beside them leaves choices to make
     if how in ("likelihood", "generate") or (alone and how not in (None, "first")):
         raise UserError(
-            f"rounds go by the scores of first choices, which decode {how} does not give: leave it out, or name a "
-            "window alone to let it slide"
+            f"{reading.rounds} rounds are asked for, or kept by the adapter: they go by the scores of first choices, "
+            f"which decode {how} does not give. Leave it out, or name a window alone to let it slide"
         )
     return "first" if alone else how
 

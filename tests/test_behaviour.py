@@ -76,6 +76,14 @@ def test_all_windows_of_rounds_are_fresh() -> None:
     assert list(fresh(again)) == again
 
 
+def test_of_lists_read_twice_only_windows_that_slid_tell_how_sure_a_reranker_is() -> None:
+    dealt = replace(WINDOW, turn=1, dealt=True)
+    alone, both = (behaviour(windows, {"q1": GRADES}) for windows in ([WINDOW], [WINDOW, dealt]))
+    assert (alone.windows, both.windows) == (1, 2)
+    assert (both.judged_choices, both.calibration_error) == (alone.judged_choices, alone.calibration_error)
+    assert behaviour([dealt], {"q1": GRADES}).judged_choices == alone.judged_choices
+
+
 def test_figures_of_a_system() -> None:
     found = behaviour([WINDOW, replace(WINDOW, turn=1, malformed=True)], {"q1": GRADES})
     assert (found.windows, found.malformed, found.judged_choices, found.accuracy) == (2, 1, 4, 0.75)

@@ -324,6 +324,10 @@ def test_topics_without_a_query_are_named(started: Any) -> None:
     ("collection", "message"),
     [
         ("pyserini:{here}", "holds no Lucene index; `evaluate.py index` builds one"),
+        ("pyserini:", "collection 'pyserini:' names no index: it is pyserini:INDEX@TOPICS"),
+        ("pyserini:@dl21", "names no index"),
+        ("pyserini:{here}/index@", "names no topics"),
+        ("", "a collection's name is empty; possible are pydocs, "),
         ("pyserini:nowhere", "'nowhere' is neither the directory of a Lucene index nor one of Pyserini's prebuilt"),
         ("pyserini:{here}/index@dl21@dl21-nowhere", "Pyserini has no judgements 'dl21-nowhere' for the topics 'dl21'"),
         ("pyserini:{here}/index@nowhere", "'nowhere' is neither a directory with queries, nor ir_datasets:ID, nor"),

@@ -1,8 +1,10 @@
 """Retention by lm-eval on the live model: right numbers, one pass, and nothing of the model changed."""
 
+import json
 import logging
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from scipy.stats import binom
@@ -25,7 +28,15 @@ from lit_rerank.general_text import Document, shipped_documents
 from lit_rerank.live_lm import LiveLM
 from lit_rerank.measurement import Read, Retention
 from lit_rerank.paired import paired
-from lit_rerank.questions import Question, QuestionsSource, shipped_questions, spread
+from lit_rerank.questions import (
+    Question,
+    QuestionsSource,
+    first_of_each_subject,
+    hub_questions,
+    open_questions,
+    shipped_questions,
+    spread,
+)
 from lit_rerank.retention import CLOZE_TASK, LETTER_TASK, measure, mmlu_smoke
 from tests.asked import adapted, by_hand, letter_prompt, logp
 from tests.references import randomise
@@ -127,9 +138,45 @@ def test_a_measurement_is_kept_in_a_file(tiny_model: Path, tmp_path: Path) -> No
     broken = replace(found, documents=(Read("d", math.nan, 9),))
     with pytest.raises(UserError, match=r"cannot write .*none.jsonl: the model's log-likelihoods are no finite"):
         broken.save(tmp_path / "none.jsonl")
-    (tmp_path / "items.jsonl").write_text('{"answer": 3}\n')
-    with pytest.raises(UserError, match="holds no measurement of retention"):
-        Retention.load(tmp_path / "items.jsonl")
+    asked, *_, read, _ = found.rows()
+    broken_rows = [
+        {"answer": 3},
+        asked | {"answer": 9},
+        asked | {"answer": "A"},
+        asked | {"cloze": [-1.0, -2.0]},
+        asked | {"letters": ["a", "b", "c", "d"]},
+        asked | {"chance": "x"},
+        read | {"bits": "x"},
+        read | {"bytes": None},
+    ]
+    for row in broken_rows:
+        (tmp_path / "items.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match="holds no measurement of retention"):
+            Retention.load(tmp_path / "items.jsonl")
+
+
+def test_the_hubs_questions_are_read_from_a_directory_of_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cais/mmlu` as the hub has it: a folder a configuration, a Parquet file a split."""
+    folder = tmp_path / "cais" / "mmlu" / "all"
+    folder.mkdir(parents=True)
+    dev = shipped_questions()[:10]
+    test = [replace(question, question=f"Again: {question.question}") for question in dev]
+    for split, questions in {"test": test, "dev": dev}.items():
+        Dataset.from_list([question.as_dict() for question in questions]).to_parquet(folder / f"{split}-00000.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (folder.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: all\n  data_files:\n"
+        "  - {split: test, path: all/test-*}\n  - {split: dev, path: all/dev-*}\n---\n"
+    )
+    asked, examples = open_questions("hub", 2, limit=5)
+    assert asked == spread(test, 5)
+    assert examples == first_of_each_subject(dev, 2)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="cannot load cais/mmlu from the Hugging Face hub: "):
+        hub_questions("validation")
 
 
 def test_measurements_of_earlier_versions_can_still_be_compared() -> None:

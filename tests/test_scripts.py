@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_modules.records import Window
+from data_modules.sources import JudgedSource, SearchedSource
+from data_modules.trec import read_run
 from lit_rerank.errors import UserError
+from lit_rerank.evaluation.rerank import in_first_stage_order
 from scripts import quickstart, recipes
+from tests.references import save_adapter
 
 
 @pytest.fixture
@@ -88,6 +93,24 @@ def test_an_earlier_run_is_removed_and_that_is_said(tmp_path: Path, capsys: pyte
     recipes.start_anew(run)
     assert not run.exists()
     assert "holds an earlier run: it is removed" in capsys.readouterr().out
+
+
+def test_an_adapter_is_evaluated_on_pydocs(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "RUNS", tmp_path)
+    monkeypatch.setattr(quickstart, "MODEL", str(tiny_model))
+    records = list(SearchedSource("pydocs/test", depth=quickstart.SLIDING.depth))[:2]
+    windows = [Window.of(record, range(len(record.passages))) for record in JudgedSource("pydocs/val", 2, 5, 5)]
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", seed=1)
+    found = quickstart.evaluate("shipped", adapter, records, windows)
+    assert {*read_run(tmp_path / "shipped.run.txt")} == {record.qid for record in records}
+    assert found["no_skill"] > 0
+    assert 0 <= found["nDCG@10"] <= 1
+    assert found["nDCG@10_interval"][0] <= found["nDCG@10"] <= found["nDCG@10_interval"][1]
+    first = quickstart.ranking_figures("first", in_first_stage_order(records), records)
+    quickstart.show({"first_stage": first, "shipped": found}, 60)
+    assert "shipped" in capsys.readouterr().out
 
 
 def test_the_curves_are_drawn_from_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ class Behaviour:
     Attributes:
         windows: that were read.
         malformed: windows whose answer needed repair; they are left out.
-        judged_choices: choices with a known probability of which a judgement says whether they are right.
+        judged_choices: choices with a known probability of which a judgement says whether they are right, in windows
+            that were read in one way (see `in_one_way`).
         accuracy, confidence: share of right ones and mean probability of these choices; None without any.
         calibration_error: mean distance of the two over the bins, weighted by their choices (ECE, Guo et al. 2017).
         reliability: the bins.
@@ -57,14 +58,14 @@ class Behaviour:
 
 def behaviour(windows: Sequence[WindowChoices], qrels: Mapping[str, Mapping[str, int]]) -> Behaviour:
     """What the choices of a system's windows show."""
-    whole = [window for window in windows if not window.malformed]
+    whole = [window for window in in_one_way(windows) if not window.malformed]
     choices = [choice for window in whole for choice in judged_choices(window, qrels.get(window.qid, {}))]
     bins = reliability(choices)
     positions, step_windows = picked_positions([window for window in fresh(windows) if not window.malformed])
     n = len(choices)
     return Behaviour(
         windows=len(windows),
-        malformed=len(windows) - len(whole),
+        malformed=sum(window.malformed for window in windows),
         judged_choices=n,
         accuracy=sum(right for _, right in choices) / n if n else None,
         confidence=sum(p for p, _ in choices) / n if n else None,
@@ -73,6 +74,13 @@ def behaviour(windows: Sequence[WindowChoices], qrels: Mapping[str, Mapping[str,
         positions=positions,
         step_windows=step_windows,
     )
+
+
+def in_one_way(windows: Sequence[WindowChoices]) -> Iterator[WindowChoices]:
+    """Of lists that were read twice the windows that slid over them; of others, all."""
+    for own in by_query(windows):
+        slid, dealt = in_parts(own)
+        yield from slid or dealt
 
 
 def fresh(windows: Sequence[WindowChoices]) -> Iterator[WindowChoices]:
