@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -24,7 +25,18 @@ from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.reading import SlidingWindow, Twice
-from scripts import check_results, learning, measured, pictures, results, ship_adapter, summary, tables, trained
+from scripts import (
+    check_results,
+    learning,
+    measured,
+    pictures,
+    recipes,
+    results,
+    ship_adapter,
+    summary,
+    tables,
+    trained,
+)
 from scripts.rows import COLUMNS, LISTS, MODEL, ROWS, TWICE, Mean, Training
 from tests.references import save_adapter
 from tests.test_evaluation import rerank, write_candidates
@@ -43,7 +55,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
         def __init__(self, words: list[str], **_: object) -> None:
             asked.append(words[1:])
             if "average" in words:
-                Path(words[words.index("--out") + 1]).mkdir()
+                Path(words[words.index("--out") + 1]).mkdir(parents=True)
             elif "--metrics" in words:
                 metrics = Path(words[words.index("--metrics") + 1])
                 metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +113,25 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     assert not (tmp_path / "measured" / "dpo").exists()
     assert (tmp_path / "measured" / "dpo.earlier" / "mmlu.json").exists()
     assert (tmp_path / "measured" / "base").exists()
+
+
+def test_the_commands_that_are_written_down_are_those_that_are_run(
+    commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two cores that are slow at bfloat16, as those were that the figures are from."""
+    for module in (recipes, measured):
+        monkeypatch.setattr(module, "dtype", lambda: "float32")
+    monkeypatch.setattr(trained, "pays_to_compile", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(measured, "before_again", lambda twice, slid, qrels: Path(f"{slid}.json").touch())
+    written = (Path(__file__).parents[1] / "results" / "commands.sh").read_text().splitlines()
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "likelihood", "direct", "chain", "dpo"):
+        if (training := ROWS[name].training) is not None:
+            trained.train(training, Path("LISTS"), Path("runs/results"))
+        measured.measure(name, ROWS[name], Path("LISTS"), Path("MMLU"), Path("runs/results"))
+    run = [f"python {shlex.join(words)}" for words in commands()]
+    assert [line for line in written if line and not line.startswith("#")] == run
 
 
 def test_what_was_made_of_something_else_is_noticed(
