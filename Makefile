@@ -63,9 +63,9 @@ train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train
 
 results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
 
-# Before there were lists to go on with: with AMX a row took some two hours of two cores at most (its training 47
-# minutes, each top 100 7), after a quarter of an hour for the data. With AVX2 alone: direct SFT 2.3 hours, each top 20 15 minutes, each top 100 an hour and a half, the
-# questions 12 minutes, the data and pointing practice 1.5 hours. What is there is kept.
+# Before the first row that is trained the data are made, in a quarter of an hour with AMX, longer elsewhere. After that no row that
+# RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in float32. With AVX2 alone it is three
+# times as long. What is there is kept.
 $(RESULTS): $(STAMP) $(MODEL)/config.json
 	$(BIN)/python -m scripts.results --data $(DATA) --lists $(LISTS) --cranfield $(CRANFIELD) --mmlu $(MMLU) \
 	  $(patsubst results-%,%,$(filter results-%,$@))
