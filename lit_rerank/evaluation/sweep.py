@@ -246,8 +246,9 @@ def draw(result: Mapping[str, Any], path: Path) -> "Figure":
     axis = figure.subplots()
     axis.plot(*zip(*places, strict=True), "o-", color="tab:gray", label="by strength of the adapter")
     axis.plot(*zip(*unbeaten, strict=True), "o", color="tab:blue", ms=9, label="none beats it (Pareto)")
-    for point, place in zip(points, places, strict=True):
-        axis.annotate(f"s = {point['scale']:g}", place, xytext=(7, 5), textcoords="offset points")
+    for number, (point, place) in enumerate(zip(points, places, strict=True)):
+        beside = (0, -16 if number % 2 else 8)  # weak ones stand close together
+        axis.annotate(f"s = {point['scale']:g}", place, xytext=beside, textcoords="offset points", ha="center")
     axis.axhline(result["first_stage"][result["measure"]], color="tab:gray", ls=":", label="first stage")
     axis.set(xlabel=f"retention: {result['retention']}", ylabel=f"ranking: {result['measure']}")
     if result["retention"] in LOWER_IS_BETTER:
