@@ -64,8 +64,8 @@ train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train
 results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
 
 # Before the first row that is trained the data are made, in a quarter of an hour with AMX, longer elsewhere. After that no row that
-# RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in float32. With AVX2 alone it is three
-# times as long. What is there is kept.
+# RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in float32; with AVX2 alone it takes
+# longer. What is there is kept.
 $(RESULTS): $(STAMP) $(MODEL)/config.json
 	$(BIN)/python -m scripts.results --data $(DATA) --lists $(LISTS) --cranfield $(CRANFIELD) --mmlu $(MMLU) \
 	  $(patsubst results-%,%,$(filter results-%,$@))

@@ -98,9 +98,8 @@ def _window(row: Row) -> WindowChoices:
         choices=field(row, "choices", is_whole, "a whole number"),
         logps=None if logps is None else tuple(field(row, "logps", _is_logps, "a list of numbers, none above 0")),
         malformed=field(row, "malformed", _is_bool, "true or false"),
-        dealt=field(
-            {"dealt": False, **row}, "dealt", _is_bool, "true or false"
-        ),  # older files of sliding windows lack it
+        # Older files of sliding windows lack it.
+        dealt=field({"dealt": False, **row}, "dealt", _is_bool, "true or false"),
     )
 
 

@@ -261,6 +261,17 @@ def test_what_slid_alone_is_part_of_what_is_read_twice_unless_it_is_there(
     assert parts == [tmp_path / "dl21.bm25.20"]
 
 
+def test_what_reading_twice_gains_is_what_it_has_over_sliding(tmp_path: Path) -> None:
+    for way, order in {".twice": "ab", "": "ba"}.items():
+        run = {qid: [(docid, 1.0 - place) for place, docid in enumerate(order)] for qid in ("q1", "q2")}
+        write_run(run, tmp_path / f"bm25.20{way}.run.txt", tag="dpo")
+    qrels = {"q1": {"a": 1}, "q2": {"a": 1}}
+    found = summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels)
+    assert found["dpo"]["difference"] == pytest.approx(1 - 1 / math.log2(3))
+    (tmp_path / "bm25.20.run.txt").unlink()
+    assert summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels) == {}
+
+
 def test_the_table_has_a_line_for_each_row() -> None:
     compared = {column: {column.partition(".")[0]: FIGURES, "base": FIGURES, "dpo": FIGURES} for column in COLUMNS}
     change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
