@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 LUCENE := $(VENV)/.lucene
 MODEL := models/smollm2-135m-instruct
 FIND_JAVA := from data_modules.java import find_java; print("Lucene runs on", find_java())
-RESULTS := results $(addprefix results-,base likelihood direct_asked chain_asked direct_lists direct_orders direct chain_lists chain_orders chain dpo short forgetful judged by_heart)
+RESULTS := results $(addprefix results-,base likelihood direct_asked chain_asked direct_lists direct_orders direct chain_lists chain_orders chain dpo dpo_all dpo_on_policy windows_of_4 windows_of_20 short forgetful unpractised judged by_heart)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help
@@ -63,7 +63,7 @@ train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train
 
 results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
 
-# Before the first row that is trained the data are made, in a quarter of an hour with AMX, longer elsewhere. After that no row that
+# Before the first row that is trained the data are made (docs/data.md says how long that took). After that no row that
 # RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in float32; with AVX2 alone it takes
 # longer. What is there is kept.
 $(RESULTS): $(STAMP) $(MODEL)/config.json

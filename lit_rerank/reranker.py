@@ -52,7 +52,7 @@ class Reranker:
         `format`, `max_passage_tokens`, `repeat_identifier` and `sanitise` (see `PromptSettings`) are, by default, those
         that the adapter (or the fully fine-tuned model) was trained with; `decode` is, by default, the format. With
         `self_consistency` above 1, each window is read in so many random orders (see `SelfConsistent`). Lists are
-        read by a `SlidingWindow`, in `Rounds`, or `Twice`: `reading`, by default as they were in training's validation.
+        read by a `SlidingWindow`, in `Rounds`, or `Twice`: `reading`, by default what the adapter keeps.
 
         Raises:
             UserError: if one of the two cannot be loaded or they do not fit.

@@ -20,7 +20,6 @@ from scripts.recipes import dtype
 from scripts.rows import LISTS, MODEL, TWICE, Row
 
 PROMPT = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
-SLIDING = ("--window", "8", "--stride", "4")
 QUESTIONS = 570
 MMLU = "test_20_per_subject.jsonl.gz"
 DETAILS = "mmlu.details.jsonl"
@@ -34,12 +33,12 @@ def check_measurable(lists: Path, mmlu: Path) -> None:
 
 
 def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
-    """Rank both lists to both depths, and ask what the model still knows."""
+    """Rank a row's lists to its depths, and ask what the model still knows."""
     folder = runs / "measured" / name
     adapter = None if row.training is None else runs / row.training / "adapter"
-    for first_stage in LISTS:
+    for first_stage in row.lists:
         for depth in row.depths:
-            (rank_twice if row.twice else rank)(adapter, row.decode, first_stage, depth, lists, folder)
+            (rank_twice if row.twice else rank)(adapter, row.decode, first_stage, depth, lists, folder, row.window)
     if row.asked and adapter is None:
         ask(None, mmlu, folder)
     elif row.asked:
@@ -48,21 +47,30 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
         ask(adapter, mmlu, folder, base)
 
 
-def rank(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
+def rank(
+    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int = 8
+) -> None:
     """Rank the upper part of a first stage's lists of DL 2021 by sliding windows."""
-    sliding = SLIDING if decode != "likelihood" else ("--window", str(depth), "--stride", "1")
+    read = ("--window", str(depth), "--stride", "1") if decode == "likelihood" else sliding(window)
     out = folder / f"dl21.{first_stage}.{depth}"
-    _rerank(adapter, f"dl21.{first_stage}", lists, out, "--decode", decode, *sliding, "--depth", str(depth))
+    _rerank(adapter, f"dl21.{first_stage}", lists, out, "--decode", decode, *read, "--depth", str(depth))
 
 
-def rank_twice(adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path) -> None:
+def rank_twice(
+    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int = 8
+) -> None:
     """Rank it so, too, and its best 20 once more; both from one reading, unless the former is there."""
     slid = folder / f"dl21.{first_stage}.{depth}"
     twice = Path(f"{slid}.{TWICE}")
-    again = (*SLIDING, "--rounds", "4", "--depth", str(depth))
+    again = (*sliding(window), "--rounds", "4", "--depth", str(depth))
     _rerank(adapter, f"dl21.{first_stage}", lists, twice, "--decode", decode, *again)
     if not Path(f"{slid}.json").exists():
         before_again(twice, slid, lists / "qrels.dl21.txt")
+
+
+def sliding(window: int) -> tuple[str, ...]:
+    """Windows that move by half of what they hold."""
+    return ("--window", str(window), "--stride", str(window // 2))
 
 
 def before_again(twice: Path, slid: Path, qrels: Path) -> None:

@@ -11,6 +11,7 @@ DIRECT = ("--model.init_args.prompt.format=direct",)
 LONGER = (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120")
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
+UNPRACTISED = (*SHORT, "--model.init_args.backbone.adapter=null")
 JUDGED = (
     "--trainer.max_steps=150",
     "--data.init_args.replay=null",
@@ -76,15 +77,19 @@ class Row:
         decode: how it ranks.
         depths: how much of a list it ranks.
         twice: whether it reads lists twice (see `Twice`), or slides over them alone.
+        lists: the first stages whose lists it ranks.
         asked: whether it is asked what it still knows.
+        window: how many passages it reads at once; it slides by half of it.
     """
 
     title: str
     training: str | None
     decode: str
     depths: tuple[int, ...] = DEPTHS
-    asked: bool = True
     twice: bool = False
+    lists: tuple[str, ...] = LISTS
+    asked: bool = True
+    window: int = 8
 
 
 def title_of(column: str) -> str:
@@ -107,8 +112,11 @@ TRAININGS: dict[str, Training | Mean] = {
     "chain_orders": Training("trecdl.lists", "chain_asked", data="orders"),
     "chain": Mean(("chain_lists", "chain_orders")),
     "dpo": Training("trecdl.dpo", "chain", data="orders"),
+    "dpo_all": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=all",), "orders"),
+    "dpo_on_policy": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=on_policy",), "orders"),
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
+    "unpractised": Training("trecdl.sft", None, UNPRACTISED),
     "judged": Training("trecdl.sft", "chain", JUDGED, "judged"),
     "by_heart": Training("trecdl.sft", "chain", BY_HEART, "few"),
 }
@@ -124,8 +132,17 @@ ROWS = {
     "chain_orders": Row("chain SFT, orders alone", "chain_orders", "chain", depths=(20,)),
     "chain": Row("chain SFT", "chain", "chain", twice=True),
     "dpo": Row("chain SFT + DPO", "dpo", "chain", twice=True),
+    "dpo_all": Row("chain SFT + DPO against all that are wrong", "dpo_all", "chain", depths=(20,)),
+    "dpo_on_policy": Row("chain SFT + DPO against its own wrong choices", "dpo_on_policy", "chain", depths=(20,)),
+    "windows_of_4": Row(
+        "chain SFT, sliding windows of 4", "chain", "chain", depths=(20,), lists=("bm25",), asked=False, window=4
+    ),
+    "windows_of_20": Row(
+        "chain SFT, one window of 20", "chain", "chain", depths=(20,), lists=("bm25",), asked=False, window=20
+    ),
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("chain SFT, 150 steps, without replay", "forgetful", "chain", depths=(20,)),
+    "unpractised": Row("chain SFT, 150 steps, without pointing practice", "unpractised", "chain", depths=(20,)),
     # What the model and its format can hold: it has learned the judgements that it is measured by.
     "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
     # Whether so few lists can be learned at all: its choice loss tells, no measurement.

@@ -115,6 +115,16 @@ def test_a_row_is_trained_after_what_it_starts_from_and_made_once(
     assert (tmp_path / "measured" / "base").exists()
 
 
+def test_a_row_may_read_other_windows_of_one_list_alone(
+    commands: Callable[[], list[list[str]]], tmp_path: Path
+) -> None:
+    measured.measure("windows_of_4", ROWS["windows_of_4"], Path("lists"), Path("mmlu"), tmp_path)
+    (words,) = commands()
+    assert {"--window": "4", "--stride": "2", "--depth": "20"}.items() <= dict(pairwise(words)).items()
+    assert "lists/dl21.bm25.top100.jsonl.gz" in words
+    assert f"{tmp_path}/chain/adapter" in words
+
+
 def test_the_commands_that_are_written_down_are_those_that_are_run(
     commands: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,9 @@ from lit_rerank.evaluation.report import keep_apart, report
 
 
 def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any]:
-    """Build a Lucene index of a collection, to be searched as --collection pyserini:INDEX (needs Pyserini and Java).
+    """Build a Lucene index of a collection, to be searched as --collection pyserini:INDEX@TOPICS.
+
+    It needs Pyserini and Java.
 
     Args:
         collection: as rerank takes it, queries not needed, or a file of documents (JSONL as Pyserini's JsonCollection

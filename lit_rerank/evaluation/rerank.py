@@ -66,8 +66,8 @@ def rerank_candidates(
         candidates: a file of them: {"qid", "query", "candidates": [{"docid", "text", "score"}]} a line, the project's
             own records, or RankLLM's requests.
         first_stage: instead of candidates: what retrieves them from the collection (bm25, pyserini).
-        collection: what the first stage searches: pydocs, pydocs/train, pydocs/test, a directory in BEIR's or
-            Cranfield's layout, ir_datasets:ID, or pyserini:INDEX@TOPICS.
+        collection: what the first stage searches: pydocs, pydocs/train, pydocs/val, pydocs/test, a directory in BEIR's
+            or Cranfield's layout, ir_datasets:ID, or pyserini:INDEX@TOPICS.
         adapter: PEFT adapter directory.
         qrels: TREC judgements, by default the collection's; without any, nothing is measured but time (and
             malformed answers of plain generation).
@@ -77,8 +77,8 @@ def rerank_candidates(
             plain generation, read with tolerance (slow).
         format: what the prompt asks for, chain or direct; by default as decode says, or what the adapter was trained
             with, else chain.
-        window: passages in one prompt; by default as the adapter (or the fully fine-tuned model) read lists in
-            training's validation, else 20.
+        window: passages in one prompt; by default what the adapter (or the fully fine-tuned model) keeps, else
+            20.
         stride: how far the window moves up each time; by default, where neither window nor rounds are named, as then;
             else, where no rounds are named, half the window.
         depth: candidates retrieved and reranked per query; of a file's, those from the top.
@@ -87,7 +87,7 @@ def rerank_candidates(
             ordered by the strengths that best explain all windows' first choices (decode first). With stride: after
             sliding, the best 20 are read again so, in half as large windows (of 2 at least), and both orders are fused
             by reciprocal ranks. top_k and self_consistency are refused. By default, where neither window nor stride
-            are named, as in validation.
+            are named, what the adapter keeps.
         max_passage_tokens: each passage is cut to so many tokens; by default as in training, else not at all.
         repeat_identifier: write each passage's identifier after it, too; by default as in training, else not.
         sanitise: take out of passages what could be taken for more than text, against prompt injection; by default as
