@@ -6,6 +6,7 @@ import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import count
 from pathlib import Path
 
@@ -58,6 +59,26 @@ def put_in_place(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BufferedIOBase]:
+    """A file to write, packed where its name ends in `.gz`, and put in place once it is whole; the same content is the
+    same bytes."""
+    with put_in_place(path) as place, place.open("wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+                yield packed
+        else:
+            yield raw
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The path of a folder to be written, or a UserError where something is there already."""
+    path = user_path(folder)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} holds something already: name a new directory")
+    return path
 
 
 def existing_file(path: str | Path) -> Path:

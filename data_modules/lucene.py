@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.collection import Collection, Document
-from data_modules.files import one_at_a_time, user_path
+from data_modules.files import new_folder, one_at_a_time, user_path
 from data_modules.java import LIBRARY, find_java
 from data_modules.records import Passage, RankingRecord
 from data_modules.sources.base import first_of, text
@@ -171,7 +171,7 @@ def build_index(documents: Iterable[Document], folder: str | Path) -> LuceneDocu
     Lucene does not take documents without text. The folder appears whole or not at all.
 
     Raises:
-        UserError: where `folder` is there already, or no document has text.
+        UserError: where `folder` holds something already, or no document has text.
     """
     folder = new_folder(folder)
     start()
@@ -188,14 +188,6 @@ def build_index(documents: Iterable[Document], folder: str | Path) -> LuceneDocu
             raise UserError(f"{folder} is not built: it holds {len(built)} documents, but {given} were to be indexed")
         new.rename(folder)
     return LuceneDocuments(folder)
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The path of an index to be built, or a UserError where something is there already."""
-    path = user_path(folder)
-    if path.exists():
-        raise UserError(f"{path} is there already; name a new folder for the index")
-    return path
 
 
 def _index(documents: Iterable[Document], folder: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float
 from pathlib import Path
 
-from data_modules.files import existing_file, put_in_place, read_lines
+from data_modules.files import existing_file, read_lines, written
 from data_modules.records import RankingRecord
 from lit_rerank.errors import UserError
 
@@ -84,8 +84,8 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: str | Path, 
         if in_order(ranking) != list(ranking):
             raise ValueError(f"trec_eval would reorder query {qid!r}: its scores must fall from rank to rank")
         lines += [f"{qid} Q0 {docid} {rank} {float(score)!r} {tag}\n" for rank, (docid, score) in enumerate(ranking, 1)]
-    with put_in_place(Path(path)) as place:
-        place.write_text("".join(lines), encoding="utf-8", newline="\n")
+    with written(Path(path)) as file:
+        file.write("".join(lines).encode())
 
 
 def _check_name(name: str) -> None:

@@ -43,7 +43,7 @@ def load_prompt_settings(directory: str | Path, otherwise: PromptSettings | None
 
 
 def load_reading(directory: str | Path) -> Reading:
-    """How the model or adapter was made to read lists while it was trained; where that is not known, the default."""
+    """How the model or adapter keeps that lists are to be read; where that is not known, the default."""
     path = settings_file(str(directory))
     known = {} if path is None else _found(path).get(READING, {})
     if not isinstance(known, dict) or not set(known) <= {*NAMED} or not all(map(_is_count, known.values())):

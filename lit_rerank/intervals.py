@@ -45,10 +45,10 @@ def show_interval(interval: Sequence[float] | None, form: str, to: str = " to ")
 
 
 def _alike(values: Any) -> bool:
-    """Whether values differ by nothing but rounding."""
+    """Whether values are numbers that differ by nothing but rounding."""
     import numpy as np
 
-    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+    return bool(np.isfinite(values).all() and np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def _of_alike(values: Any) -> Interval | None:

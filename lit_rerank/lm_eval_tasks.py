@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def lm_eval_tasks(
         Also, as `n-shot`, how many examples stood before each question: some tasks do not let that be changed.
 
     Raises:
-        UserError: if there is no such task, if its data cannot be had, or if lm-eval cannot run it.
+        UserError: if there is no such folder or task, if its data cannot be had, or if lm-eval cannot run it.
     """
     from lm_eval.tasks import TaskManager
 
@@ -45,11 +46,14 @@ def lm_eval_tasks(
         raise UserError(f"fewshot is {num_fewshot}; it must be 0 or more")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"include_path: {include_path} is no directory")
     with undisturbed(model):
         manager = TaskManager(include_path=include_path)
         unknown = [name for name in names if name not in manager.all_tasks]
         if unknown:
-            raise UserError(f"lm-eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists them")
+            where = "" if include_path is None else f", nor is one in {include_path} (what is no YAML is not read)"
+            raise UserError(f"lm-eval has no task {unknown[0]!r}{where}; `lm_eval ls tasks` lists its own")
         try:
             loaded = manager.load(list(names))
         except Exception as error:  # each layer of a download has errors of its own

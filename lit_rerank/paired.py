@@ -92,11 +92,11 @@ def check_same(
 
 
 def beyond(differences: Differences, max_drop: Mapping[str, float]) -> list[str]:
-    """The measures whose whole interval is more than so much on the worse side, among those judged."""
+    """The measures whose whole interval is more than so much on the worse side, or no number, among those judged."""
     return [
         measure
         for measure, drop in max_drop.items()
-        if measure in differences and differences[measure]["judged"] and _least_drop(measure, differences) > drop
+        if measure in differences and differences[measure]["judged"] and not _least_drop(measure, differences) <= drop
     ]
 
 
@@ -136,5 +136,5 @@ def _difference(measure: str, before: "Retention", after: "Retention", old: floa
     p = above_chance(measure, before)
     found = {"before": old, "after": new, "difference": new - old, "low": low, "high": high, "p_chance": p}
     judged = p < ALPHA
-    found |= {"judged": judged, "lost": judged and _least_drop(measure, {measure: found}) > 0}
+    found |= {"judged": judged, "lost": judged and not _least_drop(measure, {measure: found}) <= 0}
     return found

@@ -18,11 +18,13 @@ from lit_rerank.general_text import open_documents
 from lit_rerank.loop import stops
 from lit_rerank.measurement import Retention
 from lit_rerank.modules import RerankModule
-from lit_rerank.paired import MEASURES, Differences, beyond, check_same, paired
+from lit_rerank.paired import ALPHA, MEASURES, Differences, above_chance, beyond, check_same, paired
 from lit_rerank.questions import HUB, SHIPPED, open_questions
 from lit_rerank.retention import measure
 from lit_rerank.sharding import is_partitioned, is_sharded
 from lit_rerank.whole import damage, written_whole
+
+OnDrop = Literal["warn", "stop", "restore"]
 
 
 @dataclass
@@ -71,8 +73,9 @@ class RetentionCallback(L.Callback):
         on_drop: `warn`; `stop` training; or stop and `restore` the weights that did best (by the checkpoints' monitor,
             or else the latest) among those that were measured without a drop: they become `<run>/adapter` or
             `<run>/model`. In a run that is told so only when it is resumed, or resumed from before these weights:
-            among those from there on. Where `min_steps` or `min_epochs` keeps training from stopping, the last
-            measurement decides whether weights are restored.
+            among those from there on, which are measured first; while none are without a drop, nothing is restored.
+            Where `min_steps` or `min_epochs` keeps training from stopping, the last measurement decides whether weights
+            are restored.
         batch_size: prompts read at a time.
     """
 
@@ -85,7 +88,7 @@ class RetentionCallback(L.Callback):
         text_limit: int | None = None,
         every: int = 1,
         max_drop: MaxDrop | None = None,
-        on_drop: Literal["warn", "stop", "restore"] = "warn",
+        on_drop: OnDrop = "warn",
         batch_size: int = 4,
     ) -> None:
         if every < 1:
@@ -99,7 +102,7 @@ class RetentionCallback(L.Callback):
         self.differences: Differences = {}
         self.kept_step: int | None = None
         self.kept_score: float | None = None
-        self._validations, self._to_restore = 0, False
+        self._validations, self._restorable, self._to_restore = 0, False, False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Measure the start, unless a checkpoint has told of it.
@@ -109,13 +112,24 @@ class RetentionCallback(L.Callback):
                 or if the checkpoint's run was watched by other questions; on all processes alike.
         """
         self._check(trainer, module)
-        if trainer.is_global_zero:
-            if self.start is None:
-                self.start = self._measure(trainer, module)
-                self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
-            if not self._finds_kept(trainer):
-                self._keep(trainer, module, None)
-        trainer.strategy.barrier("retention")
+        begins = self._begin(trainer, module) if trainer.is_global_zero else ""
+        self._restorable = (begins := trainer.strategy.broadcast(begins)) != "dropped"
+        if begins == "kept anew":
+            self._keep(trainer, module, None)
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> Literal["kept anew", "found", "dropped"]:
+        """What could be restored at first: the weights as they are now, those that an earlier run kept, or none."""
+        begun = self.start is None
+        if self.start is None:
+            self.start = self._measure(trainer, module)
+            self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
+        self._warn_of_unjudged(self.start)
+        if self.on_drop != "restore" or self._finds_kept(trainer):
+            return "found"
+        dropped = [] if begun else self._compare(trainer, module)
+        if dropped:
+            rank_zero_warn(f"resumed at step {trainer.global_step}: {self._said(dropped, stops_now=False, act='warn')}")
+        return "dropped" if dropped else "kept anew"
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Measure, and act on a drop."""
@@ -126,12 +140,13 @@ class RetentionCallback(L.Callback):
             return
         dropped: list[str] = self._compare(trainer, module) if trainer.is_global_zero else []
         dropped = trainer.strategy.broadcast(dropped)
-        self._to_restore = bool(dropped) and self.on_drop == "restore"
+        self._to_restore = bool(dropped) and self.on_drop == "restore" and self._restorable
         if not dropped:
             self._keep_if_best(trainer, module)
             return
         trainer.should_stop |= self.on_drop != "warn"
-        rank_zero_warn(f"step {trainer.global_step}: {self._said(dropped, stops(trainer))}")
+        act = "stop" if self.on_drop == "restore" and not self._restorable else self.on_drop
+        rank_zero_warn(f"step {trainer.global_step}: {self._said(dropped, stops(trainer), act)}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Put back the best weights without a drop."""
@@ -203,7 +218,7 @@ class RetentionCallback(L.Callback):
         self._log(trainer, figures | {"dropped": float(len(dropped))})
         return dropped
 
-    def _said(self, dropped: list[str], stops_now: bool) -> str:
+    def _said(self, dropped: list[str], stops_now: bool, act: OnDrop) -> str:
         if not self.differences:  # not the process that has measured
             return ", ".join(dropped)
         changes = "; ".join(
@@ -216,7 +231,16 @@ class RetentionCallback(L.Callback):
         if not stops_now:
             acts["stop"] = ": training stops when min_steps and min_epochs are reached"
             acts["restore"] = f"{acts['stop']}, earlier weights are restored if the last measurement finds a drop, too"
-        return f"general ability has dropped, {changes}{acts[self.on_drop]}"
+        return f"general ability has dropped, {changes}{acts[act]}"
+
+    def _warn_of_unjudged(self, start: Retention) -> None:
+        """A drop from chance is none: whoever counts on a measure shall know."""
+        known = [name for name in self.max_drop.named if name in start.figures()]
+        if at_chance := [name for name in known if not above_chance(name, start) < ALPHA]:
+            rank_zero_warn(
+                f"{', '.join(at_chance)}: the model starts no better than chance, so no drop can be told, whatever "
+                "max_drop says of it"
+            )
 
     def _keep_if_best(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep these weights, unless those that are kept did better; a score that is no finite number is the worst."""
@@ -232,6 +256,7 @@ class RetentionCallback(L.Callback):
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, score: float | None) -> None:
         if self.on_drop != "restore":
             return
+        self._restorable = True
         self.kept_step, self.kept_score = trainer.global_step, score
         if trainer.is_global_zero:
             weights = {name: weight.detach().cpu() for name, weight in trainable_parameters(module).items()}

@@ -9,7 +9,7 @@ from zipfile import BadZipFile, ZipFile
 
 from lit_rerank.errors import UserError
 
-_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
+_UNFINISHED, _REPLACED = "unfinished", "replaced"
 _OF_THE_DISK = ("PytorchStreamWriter", "inline_container", "I/O error")  # what torch and safetensors say of it
 
 
@@ -23,7 +23,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     Raises:
         UserError: if it cannot be written, such as when the disk is full.
     """
-    unfinished = target.with_name(_UNFINISHED)
+    unfinished = _beside(target, _UNFINISHED)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(unfinished)  # of a run that was killed while it wrote
@@ -58,11 +58,15 @@ def damage(archive: Path) -> str | None:
     return None if broken is None else f"{broken} in it is damaged"
 
 
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
 def _replace(target: Path, new: Path) -> None:
     if not target.is_dir():
         new.replace(target)
         return
-    old = target.with_name(_REPLACED)
+    old = _beside(target, _REPLACED)
     remove(old)
     target.rename(old)
     new.rename(target)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lit_rerank.comparison.pictures import whiskers
 from scripts.learning import over_guessing, read_until
 from scripts.recipes import curve
 from scripts.rows import ROWS
@@ -22,14 +23,15 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
     axes = figure.subplots(1, 2, sharey=True)
     for axis, measure in zip(axes, ("answer_logprob", "bits_per_byte"), strict=True):
         for name in (row for row in ROWS if row in kept and row in ranking):
-            ranked, change = ranking[name], f"difference.{measure}"
-            x = kept[name].get(change, 0.0)
-            ends = [kept[name].get(f"{change}.{end}", 0.0) for end in ("low", "high")]
+            figures = {"": 0.0, ".low": 0.0, ".high": 0.0} if name == "base" else changes(kept[name], measure)
+            if not figures:
+                continue
+            x, y = figures[""], ranking[name]["mean"]
             axis.errorbar(
-                x,
-                ranked["mean"],
-                xerr=[[x - ends[0]], [ends[1] - x]],
-                yerr=[[ranked["mean"] - ranked["interval"][0]], [ranked["interval"][1] - ranked["mean"]]],
+                [x],
+                [y],
+                xerr=whiskers([x], [(figures[".low"], figures[".high"])]),
+                yerr=whiskers([y], [ranking[name]["interval"]]),
                 fmt="o",
                 label=ROWS[name].title,
             )
@@ -38,6 +40,12 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
     axes[1].invert_xaxis()  # fewer bits are better
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def changes(kept: dict[str, Any], measure: str) -> dict[str, float]:
+    """How a measure has changed from the base, with its interval's ends; nothing where the base is not measured."""
+    found = {end: kept.get(f"difference.{measure}{end}") for end in ("", ".low", ".high")}
+    return {end: value for end, value in found.items() if value is not None}
 
 
 def draw_curves(trained: Iterable[str], runs: Path, path: Path) -> None:

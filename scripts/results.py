@@ -6,8 +6,11 @@ summary.json and summary.md.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
@@ -28,17 +31,33 @@ def main() -> None:
     args = parser.parse_args()
     check_measurable(args.lists, args.mmlu)
     rows = args.rows or list(ROWS)
-    if not all(file.exists() for file in learned_from(rows, RUNS)):
-        write_judged(args.lists, RUNS / "data")
-        write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
-    failed: UserError | None = None
-    try:
-        make(rows, args.lists, args.mmlu)
-    except UserError as error:
-        failed = error
-    summarise(args.lists, RUNS)
+    with alone(RUNS):
+        if not all(file.exists() for file in learned_from(rows, RUNS)):
+            write_judged(args.lists, RUNS / "data")
+            write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
+        failed: UserError | None = None
+        try:
+            make(rows, args.lists, args.mmlu)
+        except UserError as error:
+            failed = error
+        summarise(args.lists, RUNS)
     if failed is not None:
         raise failed
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Rows share what they start from and what the base knows, so that two at once would write the same files.
+
+    Raises:
+        UserError: if another is at work.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(runs / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another `make results` is at work in {runs}: wait until it is done") from error
 
 
 def learned_from(rows: Iterable[str], runs: Path) -> list[Path]:

@@ -80,6 +80,7 @@ class Row:
         lists: the first stages whose lists it ranks.
         asked: whether it is asked what it still knows.
         window: how many passages it reads at once; it slides by half of it.
+        knows_answers: whether it has learned the judgements that it is measured by.
     """
 
     title: str
@@ -90,6 +91,7 @@ class Row:
     lists: tuple[str, ...] = LISTS
     asked: bool = True
     window: int = 8
+    knows_answers: bool = False
 
 
 def title_of(column: str) -> str:
@@ -143,8 +145,14 @@ ROWS = {
     "short": Row("chain SFT, 150 steps", "short", "chain", depths=(20,)),
     "forgetful": Row("chain SFT, 150 steps, without replay", "forgetful", "chain", depths=(20,)),
     "unpractised": Row("chain SFT, 150 steps, without pointing practice", "unpractised", "chain", depths=(20,)),
-    # What the model and its format can hold: it has learned the judgements that it is measured by.
-    "judged": Row("chain SFT, 150 steps more of DL 2021's judgements: an upper bound", "judged", "chain", depths=(20,)),
+    # What the model and its format can hold.
+    "judged": Row(
+        "chain SFT, 150 steps more of DL 2021's judgements: an upper bound",
+        "judged",
+        "chain",
+        depths=(20,),
+        knows_answers=True,
+    ),
     # Whether so few lists can be learned at all: its choice loss tells, no measurement.
     "by_heart": Row("chain SFT, 60 steps more of 16 lists", "by_heart", "chain", depths=(), asked=False),
 }

@@ -58,10 +58,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1000, help="questions whose passages are ordered")
     parser.add_argument("--size", type=int, default=8, help="passages in a window")
     args = parser.parse_args()
-    if min(args.questions, args.windows) < 1 or not 2 <= args.size <= NEAR + 1:
-        raise UserError(
-            f"questions {args.questions}, windows {args.windows}: 1 or more; size {args.size}: 2 to {NEAR + 1}"
-        )
+    if min(args.questions, args.windows) < 1 or not 2 <= args.size <= NEAR:
+        raise UserError(f"questions {args.questions}, windows {args.windows}: 1 or more; size {args.size}: 2 to {NEAR}")
     make(args.model, args.passages, args.out, args.questions, args.windows, args.size)
 
 
@@ -76,6 +74,10 @@ def make(
     """
     check_same(model, out)
     collection = unlike(passages)
+    if len(collection.documents) < size:
+        raise UserError(
+            f"{passages} has {len(collection.documents)} different passages of {FEWEST_WORDS} words; {size} are needed"
+        )
     if not (path := out / "queries.jsonl.gz").exists():
         write_rows(asked(model, collection, asked_about), path)
     questions = dict(QueriesSource(path))

@@ -35,10 +35,12 @@ def ship(
         window, stride, rounds: how lists are to be read (see `open_reading`); by default as in training's validation.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it would be written over.
     """
     import torch
 
+    if source.resolve() == target.resolve():
+        raise UserError(f"{target} is what is read: name another folder")
     missing = [name for name in (CONFIG, SETTINGS_FILE) if not (source / name).exists()]
     if missing:
         raise UserError(f"{source} holds no adapter of this project: {' '.join(missing)} is missing")

@@ -1,17 +1,18 @@
 """What `make results` has measured so far, in tables, figures and pictures."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from data_modules.trec import Qrels, read_qrels, read_run
+from data_modules.trec import Qrels, read_qrels
 from lit_rerank.comparison.significance import corrected, paired
+from lit_rerank.comparison.systems import read_system
 from lit_rerank.evaluation.tensorboard import to_tensorboard
 from lit_rerank.intervals import bootstrap_interval
 from lit_rerank.measurement import Retention
-from lit_rerank.measures import parse_measures, per_query
+from lit_rerank.measures import parse_measures
 from lit_rerank.paired import flat
 from lit_rerank.paired import paired as paired_retention
 from scripts.learning import cost, is_logged
@@ -48,32 +49,40 @@ def compare(column: str, lists: Path, runs: Path) -> dict[str, Any]:
     ranked = {name: f"{runs}/measured/{name}/dl21.{column}" for name in ROWS}
     ranked = {name: path for name, path in ranked.items() if Path(f"{path}.run.txt").exists()}
     if not ranked:
-        return {first_stage: mean_of(own, Path(qrels))}
-    chosen = {name: file for name, path in ranked.items() if Path(file := f"{path}.choices.jsonl.gz").exists()}
-    words = [
-        f"{first_stage}={own}",
-        *(f"{name}={path}.run.txt" for name, path in ranked.items()),
-        *(f"--choices+={name}={file}" for name, file in chosen.items()),
-        *("--qrels", qrels, "--candidates", candidates),
-    ]
+        return {first_stage: mean_of(own, read_qrels(qrels))}
     found: dict[str, Any] = {}
-    for baseline in [first_stage, *({"direct"} & ranked.keys())]:
-        result = compared_with(baseline, runs / "compared" / f"{column}.{baseline}.json", words)
-        found = found or {name: system["means"]["nDCG@10"] for name, system in result["systems"].items()}
-        for one in result["comparisons"]:
-            if one["measure"] == "nDCG@10":
-                found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in TESTED}
+    for title, rows in families(ranked).items():
+        chosen = {name: file for name in rows if Path(file := f"{ranked[name]}.choices.jsonl.gz").exists()}
+        words = [
+            f"{first_stage}={own}",
+            *(f"{name}={ranked[name]}.run.txt" for name in rows),
+            *(f"--choices+={name}={file}" for name, file in chosen.items()),
+            *("--qrels", qrels, "--candidates", candidates),
+        ]
+        for baseline in [first_stage, *({"direct"} & {*rows})]:
+            result = compared_with(baseline, runs / "compared" / f"{column}{title}.{baseline}.json", words)
+            for name, system in result["systems"].items():
+                found.setdefault(name, system["means"]["nDCG@10"])
+            for one in result["comparisons"]:
+                if one["measure"] == "nDCG@10":
+                    found[one["system"]][f"over_{baseline}"] = {name: one[name] for name in TESTED}
     if column.endswith(f".{TWICE}"):
         for name, tested in over_sliding(ranked, read_qrels(qrels)).items():
             found[name]["over_sliding"] = tested
     return found
 
 
+def families(rows: Iterable[str]) -> dict[str, list[str]]:
+    """The rows that are corrected for one another: one that knows the answers would make the others' tests laxer."""
+    fair, knowing = ([name for name in rows if ROWS[name].knows_answers == knows] for knows in (False, True))
+    return {title: names for title, names in {"": fair, ".knowing": knowing}.items() if names}
+
+
 def over_sliding(ranked: Mapping[str, str], qrels: Qrels) -> dict[str, dict[str, Any]]:
     """What each row's lists, which were read twice, have gained over sliding alone, where that is known."""
     slid = {name: path.removesuffix(f".{TWICE}") for name, path in ranked.items()}
     both = [name for name in ranked if Path(f"{slid[name]}.run.txt").exists()]
-    gains = [paired(*(ndcg(Path(f"{ways[name]}.run.txt"), qrels) for ways in (ranked, slid))) for name in both]
+    gains = [paired(*(ndcg(f"{ways[name]}.run.txt", qrels) for ways in (ranked, slid))) for name in both]
     ps = corrected([gain.p for gain in gains])
     return {
         name: {**{figure: getattr(gain, figure) for figure in ("difference", "interval", "p")}, "p_corrected": p}
@@ -89,15 +98,15 @@ def compared_with(baseline: str, metrics: Path, words: list[str]) -> dict[str, A
     return result
 
 
-def mean_of(run: Path, qrels: Path) -> dict[str, Any]:
+def mean_of(run: Path, qrels: Qrels) -> dict[str, Any]:
     """nDCG@10 of a run that is compared with none."""
-    values = ndcg(run, read_qrels(qrels))
+    values = ndcg(str(run), qrels)
     return {"mean": fmean(values), "interval": bootstrap_interval(values)}
 
 
-def ndcg(run: Path, qrels: Qrels) -> list[float]:
-    """nDCG@10 of each judged query."""
-    return [query["nDCG@10"] for query in per_query(read_run(run), qrels, parse_measures(["nDCG@10"])).values()]
+def ndcg(run: str, qrels: Qrels) -> list[float]:
+    """nDCG@10 of each judged query, in the order of the judgements; 0 where the run lacks it."""
+    return read_system(run, run, qrels, parse_measures(["nDCG@10"])).values("nDCG@10")
 
 
 def retained(name: str, runs: Path) -> dict[str, Any]:

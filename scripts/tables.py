@@ -3,6 +3,7 @@
 from typing import Any
 
 from lit_rerank.comparison.significance import show_p
+from lit_rerank.intervals import show_interval
 from scripts.rows import COLUMNS, ROWS, title_of
 
 KEPT = {
@@ -43,8 +44,7 @@ def differences(compared: dict[str, dict[str, Any]]) -> str:
             for over in (column.partition(".")[0], "sliding", "direct"):
                 found = figures.get(f"over_{over}")
                 if found is not None:
-                    low, high = found["interval"]
-                    change = f"{found['difference']:+.4f} ({low:+.3f} to {high:+.3f})"
+                    change = f"{found['difference']:+.4f} ({show_interval(found['interval'], '+.3f')})"
                     tests = f"{show_p(found['p'])} | {show_p(found['p_corrected'])}"
                     lines.append(f"| {title_of(column)} | {ROWS[name].title} | {over} | {change} | {tests} |")
     return "\n".join(lines) + "\n"
@@ -75,8 +75,7 @@ def trainings(trained: dict[str, dict[str, float]]) -> str:
 def _mean(figures: dict[str, Any] | None) -> str:
     if figures is None:
         return ""
-    low, high = figures["interval"]
-    return f"{figures['mean']:.4f} ({low:.3f} to {high:.3f})"
+    return f"{figures['mean']:.4f} ({show_interval(figures['interval'], '.3f')})"
 
 
 def _kept(figures: dict[str, Any] | None, measure: str) -> str:

@@ -16,6 +16,7 @@ from data_modules.collection import Collection, Document
 from data_modules.sources.detect import open_candidates
 from data_modules.trec import read_run, write_run
 from lit_rerank.cli import evaluate
+from lit_rerank.comparison.page import MOST_QUERIES
 from lit_rerank.comparison.systems import named_files
 from lit_rerank.comparison.texts import read_texts
 from lit_rerank.errors import UserError
@@ -217,6 +218,23 @@ def write_hostile(files: Path) -> list[str]:
         str(files / "b.txt"),
         f"--choices=[{json.dumps(f'{named}={files}/choices.jsonl')}]",
     ]
+
+
+def test_of_many_queries_the_lists_that_differ_most_are_shown(tmp_path: Path) -> None:
+    """Else the page of ten thousand queries would be a hundred megabytes."""
+    qids = [f"q{number}" for number in range(MOST_QUERIES + 5)]
+    unlike = qids[3::40]
+    own = {qid: [("a", 2.0), ("b", 1.0)] for qid in qids}
+    write_run(own, tmp_path / "a.txt", tag="a")
+    write_run(own | {qid: [("b", 2.0), ("a", 1.0)] for qid in unlike}, tmp_path / "b.txt", tag="b")
+    (tmp_path / "qrels.txt").write_text("".join(f"{qid} 0 a 1\n" for qid in qids))
+    _, page = compare(tmp_path, str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    assert page.count("details", "query") == MOST_QUERIES
+    assert f"Of {len(qids)} queries, the {MOST_QUERIES} with the largest differences in nDCG@10" in page.text()
+    anchors = {attrs["href"] for tag, attrs in page.elements if tag == "a"}
+    assert {f"#query-{qids.index(qid)}" for qid in unlike} <= anchors
+    shown = [attrs["id"] for _, attrs in page.elements if attrs.get("class") == "query" and "id" in attrs]
+    assert anchors == {f"#{name}" for name in shown}
 
 
 def test_a_page_is_whole_and_safe_whatever_the_texts_are(files: Path) -> None:

@@ -21,7 +21,7 @@ from lit_rerank.as_trained import save_settings
 from lit_rerank.cli import evaluate
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import make_way, write_figures
+from lit_rerank.evaluation.report import keep_apart, make_way, write_figures
 from lit_rerank.reading import Rounds, SlidingWindow
 from lit_rerank.reranker import Reranker
 from tests.references import save_adapter
@@ -230,6 +230,13 @@ def test_no_file_is_written_over_another(tmp_path: Path, more: list[str], messag
         rerank(tmp_path, Path("/nowhere"), candidates, *(word.format(here=tmp_path) for word in more))
     assert "\n" not in str(stop.value)
     assert candidates.read_text() == before
+
+
+def test_nothing_is_written_over_in_a_folder_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").touch()
+    with pytest.raises(UserError, match=r"metrics would overwrite .*qrels\.txt in .*, which is read"):
+        keep_apart({"metrics": str(tmp_path / "qrels.txt")}, [str(tmp_path)])
+    keep_apart({"metrics": str(tmp_path / "new.json")}, [str(tmp_path)])
 
 
 def test_figures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

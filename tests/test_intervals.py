@@ -40,6 +40,11 @@ def test_what_differs_by_rounding_alone_is_alike() -> None:
         assert interval([0.3, 0.1 + 0.2]) == (0.3, 0.3)
 
 
+def test_what_is_no_number_makes_no_interval_of_numbers() -> None:
+    for interval in INTERVALS:
+        assert not np.isfinite(interval([-1.0, -2.0, -3.0, -np.inf])).all()
+
+
 def test_many_values_take_little_memory() -> None:
     values = [float(i % 7) for i in range(2_000)]
     tracemalloc.start()

@@ -42,6 +42,15 @@ def test_nothing_changes_where_nothing_changes() -> None:
         assert (found["difference"], found["low"], found["high"], found["lost"]) == (0, 0, 0, False), name
 
 
+def test_what_is_no_number_has_dropped() -> None:
+    right, known = [True] * 9 + [False], [-1.0 - i / 10 for i in range(9)]
+    before = retention(right, logprobs=[*known, -2.0], bits=[20.0, 50.0])
+    after = retention(right, logprobs=[*known, float("nan")], bits=[20.0, float("inf")])
+    found = paired(before, after)
+    assert beyond(found, {"answer_logprob": 9.0, "bits_per_byte": 9.0}) == ["answer_logprob", "bits_per_byte"]
+    assert found["answer_logprob"]["lost"]
+
+
 def test_differences_and_what_is_judged() -> None:
     draw = np.random.default_rng(0)
     before = retention([True] * 60 + [False] * 40, list(draw.normal(-1, 0.5, 100)), [25.0, 45.0, 70.0])

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
+import yaml
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
@@ -23,6 +25,7 @@ from lit_rerank.comparison.windows import read_windows
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.rerank import in_first_stage_order
+from lit_rerank.intervals import student_interval
 from lit_rerank.measurement import Answered, Read, Retention
 from lit_rerank.reading import SlidingWindow, Twice
 from scripts import (
@@ -272,14 +275,59 @@ def test_what_slid_alone_is_part_of_what_is_read_twice_unless_it_is_there(
 
 
 def test_what_reading_twice_gains_is_what_it_has_over_sliding(tmp_path: Path) -> None:
-    for way, order in {".twice": "ab", "": "ba"}.items():
-        run = {qid: [(docid, 1.0 - place) for place, docid in enumerate(order)] for qid in ("q1", "q2")}
+    """Query by query, in whatever order the runs have them; a query that a run lacks counts 0."""
+    orders = {".twice": {"q1": "ab", "q2": "ba"}, "": {"q2": "ba", "q1": "ba"}}  # of the first query it gains
+    for way, queries in orders.items():
+        run = {qid: [(docid, 1.0 - place) for place, docid in enumerate(order)] for qid, order in queries.items()}
         write_run(run, tmp_path / f"bm25.20{way}.run.txt", tag="dpo")
-    qrels = {"q1": {"a": 1}, "q2": {"a": 1}}
+    qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}
+    gains = [1 - 1 / math.log2(3), 0.0, 0.0]
     found = summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels)
-    assert found["dpo"]["difference"] == pytest.approx(1 - 1 / math.log2(3))
+    assert found["dpo"]["difference"] == pytest.approx(fmean(gains))
+    assert found["dpo"]["interval"] == pytest.approx(student_interval(gains))
     (tmp_path / "bm25.20.run.txt").unlink()
     assert summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels) == {}
+
+
+def test_what_knows_the_answers_is_corrected_apart() -> None:
+    assert summary.families(["chain", "judged", "dpo"]) == {"": ["chain", "dpo"], ".knowing": ["judged"]}
+    assert summary.families(["chain"]) == {"": ["chain"]}
+
+
+def test_what_is_at_work_keeps_others_out(tmp_path: Path) -> None:
+    with (
+        results.alone(tmp_path / "runs"),
+        pytest.raises(UserError, match="another `make results` is at work in "),
+        results.alone(tmp_path / "runs"),
+    ):
+        pass
+    with results.alone(tmp_path / "runs"):
+        pass
+
+
+def test_an_adapter_is_not_shipped_over_itself(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is what is read"):
+        ship_adapter.ship(tmp_path / "adapter", tmp_path / "x" / ".." / "adapter")
+
+
+def test_training_without_practice_makes_an_adapter_as_practice_does() -> None:
+    """Else the row without it would differ by more than that."""
+    made = [
+        yaml.safe_load((recipes.RECIPES / f"trecdl.{name}.yaml").read_text())["model"]["init_args"]["backbone"]["lora"]
+        for name in ("pointing", "sft")
+    ]
+    assert made[0] == made[1]
+
+
+def test_one_query_has_no_interval_and_is_shown_all_the_same(tmp_path: Path) -> None:
+    one = {"mean": 0.5, "interval": None}
+    tested = {"difference": 0.1, "interval": None, "p": 1.0, "p_corrected": 1.0}
+    compared = {"bm25.20": {"bm25": one, "dpo": one | {"over_bm25": tested}}}
+    assert "0.5000 (-)" in tables.table(compared, {})
+    assert "+0.1000 (-)" in tables.differences(compared)
+    kept = {"dpo": {"answer_logprob": -1.0, "bits_per_byte": 1.0}}  # the base was not asked
+    pictures.draw_trade_off(compared, kept, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size
 
 
 def test_the_table_has_a_line_for_each_row() -> None:

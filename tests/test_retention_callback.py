@@ -168,16 +168,33 @@ def test_the_best_of_those_without_a_drop_is_restored(
 
 
 def test_a_run_that_is_told_to_restore_when_it_is_resumed_keeps_what_it_found(
-    folder: Path, skilled_model: Path
+    folder: Path, skilled_model: Path, tmp_path: Path
 ) -> None:
-    run(folder, skilled_model, "told", *watched(), "--trainer.max_steps=2", lr=3.0)
-    strict = watched(max_drop=STRICT, on_drop="restore")
-    checkpoint = "--ckpt_path=told/checkpoints/last.ckpt"
+    run(folder, skilled_model, "told", *watched(), "--trainer.max_steps=2", lr=1e-6)
+    allowed = {"acc_cloze": None, "answer_logprob": None, "bits_per_byte": 0.5}
+    wreck = {
+        "class_path": f"{Scripted.__module__}.Scripted",
+        "init_args": {"scores": [0.5], "folder": str(tmp_path)},
+    }
+    words = [*watched(max_drop=allowed, on_drop="restore"), "--trainer.callbacks+", json.dumps(wreck)]
     before = load_file(folder / "told/checkpoints/last/adapter/adapter_model.safetensors")
-    with pytest.warns(UserWarning, match="general ability has dropped"):
-        seen = run(folder, skilled_model, "told", *strict, checkpoint, lr=3.0)
+    with pytest.warns(UserWarning, match="step 4: general ability has dropped.* earlier weights are restored"):
+        seen = run(folder, skilled_model, "told", *words, "--ckpt_path=told/checkpoints/last.ckpt", lr=1e-6)
     after = load_file(seen / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_what_had_dropped_before_a_run_is_resumed_is_not_restored(folder: Path, skilled_model: Path) -> None:
+    run(folder, skilled_model, "late", *watched(), "--trainer.max_steps=2", lr=3.0)
+    strict = watched(max_drop=STRICT, on_drop="restore")
+    before = load_file(folder / "late/checkpoints/last/adapter/adapter_model.safetensors")
+    with pytest.warns(UserWarning, match="general ability has dropped") as warned:
+        seen = run(folder, skilled_model, "late", *strict, "--ckpt_path=late/checkpoints/last.ckpt", lr=3.0)
+    said = [str(warning.message) for warning in warned if "has dropped" in str(warning.message)]
+    assert [words.partition(":")[0] for words in said] == ["resumed at step 2", "step 4"]
+    assert not any("restored" in words for words in said)
+    after = load_file(seen / "adapter" / "adapter_model.safetensors")
+    assert not all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_a_drop_stops_or_warns(folder: Path, skilled_model: Path) -> None:
@@ -192,7 +209,8 @@ def test_a_drop_stops_or_warns(folder: Path, skilled_model: Path) -> None:
 
 def test_where_the_start_is_no_better_than_chance_nothing_is_judged(folder: Path, tiny_model: Path) -> None:
     assert measured(tiny_model)["bits_per_byte"] > 7.5
-    seen = run(folder, tiny_model, "chance", *watched(max_drop=STRICT | {"acc": 0.0}, on_drop="stop"), lr=3.0)
+    with pytest.warns(UserWarning, match="acc, bits_per_byte: the model starts no better than chance"):
+        seen = run(folder, tiny_model, "chance", *watched(max_drop=STRICT | {"acc": 0.0}, on_drop="stop"), lr=3.0)
     assert max(figures(seen)) == 4
 
 

@@ -132,6 +132,15 @@ class TestWriteRun:
         assert path.read_text() == "old"
         assert list(path.parent.iterdir()) == [path]
 
+    def test_a_packed_run_is_written_as_it_is_read(self, path: Path) -> None:
+        packed, run = path.with_name("run.txt.gz"), {"q": [("a", 1.0)]}
+        write_run(run, packed, tag="test")
+        first = packed.read_bytes()
+        assert first.startswith(b"\x1f\x8b")
+        assert read_run(packed) == run
+        write_run(run, packed, tag="test")
+        assert packed.read_bytes() == first
+
     def test_a_tag_is_one_word(self, path: Path) -> None:
         with pytest.raises(ValueError, match="'my run' is empty or holds white space"):
             write_run({"q": [("a", 1.0)]}, path, tag="my run")

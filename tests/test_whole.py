@@ -84,7 +84,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stopped"):
         write("c", fails=True)
     assert sorted(file.name for file in target.iterdir()) == ["a", "b"]
-    (tmp_path / ".unfinished").mkdir()  # of a run that was killed
-    (tmp_path / ".unfinished" / "d").touch()
+    (tmp_path / ".adapter.unfinished").mkdir()  # of a run that was killed
+    (tmp_path / ".adapter.unfinished" / "d").touch()
     write("c")
     assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")] == ["adapter", "adapter/c"]

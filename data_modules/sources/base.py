@@ -1,17 +1,15 @@
 """What all sources share: lines read safely and written, fields checked, and what happens to a broken line."""
 
-import gzip
 import json
 import re
 import reprlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, Generic, Literal, TypeGuard, TypeVar
 
-from data_modules.files import MAX_ARRAY, decoded, put_in_place, read_lines
+from data_modules.files import MAX_ARRAY, decoded, read_lines, written
 from data_modules.files import existing_file as existing_file
 from data_modules.records import Passage
 from lit_rerank.errors import UserError
@@ -109,15 +107,9 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
 
     The file is put in place only once it is whole.
     """
-    path = Path(path)
-    packed = _packed if path.suffix == ".gz" else nullcontext
-    with put_in_place(path) as place, place.open("wb") as raw, packed(raw) as file:
+    with written(Path(path)) as file:
         for row in rows:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
-def _packed(raw: BinaryIO) -> gzip.GzipFile:
-    return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
 
 
 def to_object(raw: Any) -> Row:

@@ -12,6 +12,7 @@ from lit_rerank.comparison.texts import Texts
 from lit_rerank.intervals import show_interval
 
 DEPTH = 10  # passages of each list that are shown
+MOST_QUERIES = 200  # whose lists are shown: some 10 kB each
 MOST_CHARACTERS = 1_000  # of a passage
 
 
@@ -38,6 +39,7 @@ def render_page(
     }
     environment.filters |= filters
     template = environment.from_string((files(__package__) / "page.html").read_text(encoding="utf-8"))
+    shown = _most_different(result["measures"][0], systems)
     grades = sorted({grade for judged in qrels.values() for grade in judged.values()}, reverse=True)
     return template.render(
         title=_title([system.name for system in systems]),
@@ -45,7 +47,11 @@ def render_page(
         others=[system.name for system in systems[1:]],
         rows=_rows(result),
         tables=[_table(measure, systems, texts) for measure in result["measures"]],
-        rankings=[_rankings(number, qid, systems, qrels, texts, result) for number, qid in enumerate(qrels)],
+        rankings={
+            number: _rankings(number, qid, systems, qrels, texts, result)
+            for number, qid in enumerate(qrels)
+            if number in shown
+        },
         grades=grades,
         depth=DEPTH,
         pictures=pictures,
@@ -94,6 +100,13 @@ def _table(measure: str, systems: Sequence[System], texts: Texts) -> dict[str, A
         for number, (qid, scores) in enumerate(baseline.scores.items())
     ]
     return {"measure": measure, "queries": queries}
+
+
+def _most_different(measure: str, systems: Sequence[System]) -> set[int]:
+    """The queries whose lists are shown, by number: if not all, those with the largest differences to the baseline."""
+    baseline, *others = (system.values(measure) for system in systems)
+    largest = [max(abs(value - own) for value in values) for own, *values in zip(baseline, *others, strict=True)]
+    return set(sorted(range(len(largest)), key=lambda number: -largest[number])[:MOST_QUERIES])
 
 
 def _rankings(

@@ -9,9 +9,9 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_modules.files import new_folder
 from lit_rerank.adapter_files import CONFIG, read_weights, write_like
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from data_modules.catalogue import open_documents
-from data_modules.files import user_path
+from data_modules.files import new_folder, user_path
 from lit_rerank.errors import UserError
 from lit_rerank.evaluation.report import keep_apart, report
 
@@ -20,7 +20,7 @@ def index_collection(collection: str, index: str, metrics: str) -> dict[str, Any
         index: the folder to make.
         metrics: the JSON file to write: how many documents there are, how many have no text and are left out.
     """
-    from data_modules.lucene import build_index, new_folder
+    from data_modules.lucene import build_index
 
     folder, file = new_folder(index), user_path(metrics)
     if folder.resolve() in (file.resolve(), *file.resolve().parents):

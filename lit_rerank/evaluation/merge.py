@@ -4,9 +4,9 @@ import shutil
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from data_modules.files import new_folder
 from lit_rerank.backbone import DType
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.report import new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,18 +35,18 @@ def merge_adapter(
     from lit_rerank.as_trained import SETTINGS_FILE, settings_file
     from lit_rerank.backbone import load_model, load_tokenizer
     from lit_rerank.scale import fold_scale
+    from lit_rerank.whole import written_whole
 
     folder = new_folder(out)
     loaded: Any = load_model(model, adapter, dtype=dtype, trust_remote_code=trust_remote_code)
-    if keep_adapter:
-        if scale != 1:
-            fold_scale(loaded, scale)
-        loaded.save_pretrained(folder)
-    else:
-        merged(loaded, scale).save_pretrained(folder)
-        load_tokenizer(model, trust_remote_code).save_pretrained(folder)
-    if (known := settings_file(adapter)) is not None:  # of another program's adapter nothing is
-        shutil.copyfile(known, folder / SETTINGS_FILE)
+    if keep_adapter and scale != 1:
+        fold_scale(loaded, scale)
+    parts = [loaded] if keep_adapter else [merged(loaded, scale), load_tokenizer(model, trust_remote_code)]
+    with written_whole(folder) as unfinished:
+        for part in parts:
+            part.save_pretrained(unfinished)
+        if (known := settings_file(adapter)) is not None:  # of another program's adapter nothing is
+            shutil.copyfile(known, unfinished / SETTINGS_FILE)
     print(f"{folder}: the {'adapter' if keep_adapter else 'model'} at scale {scale:g}")
 
 

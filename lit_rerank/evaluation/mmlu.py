@@ -67,10 +67,10 @@ def answer_mmlu(
         raise UserError("tasks are lm-eval's own business: with them go --fewshot NUMBER, --limit and --include_path")
     if include_path and not tasks:
         raise UserError("include_path is for --tasks")
-    kept = details or str(Path(metrics).parent / f"{Path(metrics).stem}.details.jsonl")
+    kept = details or str(Path(metrics).parent / f"{Path(metrics).stem}.details.jsonl")  # tasks write none
     of_base = re.sub(r"(\.jsonl)?(\.gz)?\Z", r".base\g<0>", kept, count=1) if paired else None
     examples_of = fewshot if isinstance(fewshot, str) else None
-    written = {"metrics": metrics, "details": kept, "details of the base": of_base}
+    written = {"metrics": metrics, "details": None if tasks else kept, "details of the base": of_base}
     keep_apart(written, [against, questions, text, examples_of])
 
     from lit_rerank.backbone import load_for_inference, load_tokenizer

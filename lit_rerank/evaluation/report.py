@@ -15,7 +15,7 @@ def keep_apart(written: Mapping[str, str | None], read: Iterable[str | None]) ->
 
     Args:
         written: the files to write, by option.
-        read: the files that the command reads.
+        read: the files and folders that the command reads.
     """
     inputs = {user_path(path).resolve() for path in read if path is not None}
     taken: dict[Path, str] = {}
@@ -25,6 +25,8 @@ def keep_apart(written: Mapping[str, str | None], read: Iterable[str | None]) ->
         place = Path(path).resolve()
         if place in inputs:
             raise UserError(f"{option} would overwrite {path}, which is read: name another file")
+        if place.exists() and (folders := inputs.intersection(place.parents)):
+            raise UserError(f"{option} would overwrite {path} in {folders.pop()}, which is read: name a file elsewhere")
         if (other := taken.setdefault(place, option)) != option:
             raise UserError(f"{other} and {option} are one file, {path}: name two")
         make_way(path)
@@ -40,14 +42,6 @@ def make_way(path: str) -> None:
     for place in (file,) if special else (file, file.parent):
         if place.exists() and not os.access(place, os.W_OK):
             raise UserError(f"{path} cannot be written, for {place} may not be changed: name a file elsewhere")
-
-
-def new_folder(path: str) -> Path:
-    """Notice before the work that a folder to write holds something."""
-    folder = Path(path)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{path} holds something already: name a new directory")
-    return folder
 
 
 def write_figures(result: dict[str, Any], path: str) -> None:
