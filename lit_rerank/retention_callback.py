@@ -112,24 +112,10 @@ class RetentionCallback(L.Callback):
                 or if the checkpoint's run was watched by other questions; on all processes alike.
         """
         self._check(trainer, module)
-        begins = self._begin(trainer, module) if trainer.is_global_zero else ""
-        self._restorable = (begins := trainer.strategy.broadcast(begins)) != "dropped"
+        begins = trainer.strategy.broadcast(self._begin(trainer, module) if trainer.is_global_zero else None)
+        self._restorable = begins != "dropped"
         if begins == "kept anew":
             self._keep(trainer, module, None)
-
-    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> Literal["kept anew", "found", "dropped"]:
-        """What could be restored at first: the weights as they are now, those that an earlier run kept, or none."""
-        begun = self.start is None
-        if self.start is None:
-            self.start = self._measure(trainer, module)
-            self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
-        self._warn_of_unjudged(self.start)
-        if self.on_drop != "restore" or self._finds_kept(trainer):
-            return "found"
-        dropped = [] if begun else self._compare(trainer, module)
-        if dropped:
-            rank_zero_warn(f"resumed at step {trainer.global_step}: {self._said(dropped, stops_now=False, act='warn')}")
-        return "dropped" if dropped else "kept anew"
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Measure, and act on a drop."""
@@ -199,6 +185,20 @@ class RetentionCallback(L.Callback):
                 "the first process asks all of MMLU's 14,042 questions while the others wait, no longer than the "
                 "strategy's timeout (30 minutes by default): raise it (docs/strategies.md), or set the callback's limit"
             )
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> Literal["kept anew", "found", "dropped"]:
+        """What could be restored at first: the weights as they are now, those that an earlier run kept, or none."""
+        begun = self.start is None
+        if self.start is None:
+            self.start = self._measure(trainer, module)
+            self._log(trainer, {name: value for name, value in self.start.figures().items() if name in _LOGGED})
+        self._warn_of_unjudged(self.start)
+        if self.on_drop != "restore" or self._finds_kept(trainer):
+            return "found"
+        dropped = [] if begun else self._compare(trainer, module)
+        if dropped:
+            rank_zero_warn(f"resumed at step {trainer.global_step}: {self._said(dropped, stops_now=False, act='warn')}")
+        return "dropped" if dropped else "kept anew"
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> Retention:
         assert isinstance(module, RerankModule)
