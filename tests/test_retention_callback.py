@@ -334,6 +334,7 @@ def test_where_training_may_not_stop_yet_the_last_measurement_decides(
     callback.differences = {"bits_per_byte": {"before": 1.0, "after": 2.0, "low": 0.9, "high": 1.1}}
     found = iter([["bits_per_byte"], []])
     monkeypatch.setattr(callback, "_compare", lambda *_: next(found))
+    callback._keep(stage.at(0, 0.5), module, None)
     with pytest.warns(UserWarning, match="stops when min_steps and min_epochs are reached, .* if the last measurement"):
         callback.on_validation_end(stage.at(2, 0.5), module)
     assert stage.should_stop
