@@ -347,9 +347,10 @@ def test_wrong_use(java: Path, tmp_path: Path) -> None:
         stage.search({"q": "the"}, 5)
     with pytest.raises(UserError, match="depth is 0"):
         stage.search({"q": "fleas"}, 0)
-    (tmp_path / "old").touch()
+    (tmp_path / "taken").touch()
     with pytest.raises(UserError, match="holds something already"):
         build_index([Document("a", "fleas")], tmp_path)
+    (tmp_path / "taken").unlink()
     with pytest.raises(UserError, match="the collection holds no text to index"):
         build_index([Document("a", "")], tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
