@@ -235,7 +235,8 @@ class RetentionCallback(L.Callback):
 
     def _warn_of_unjudged(self, start: Retention) -> None:
         """A drop from chance is none: whoever counts on a measure shall know."""
-        known = [name for name in self.max_drop.named if name in start.figures()]
+        figures = start.figures()
+        known = [name for name in self.max_drop.named if name in figures]
         if at_chance := [name for name in known if not above_chance(name, start) < ALPHA]:
             rank_zero_warn(
                 f"{', '.join(at_chance)}: the model starts no better than chance, so no drop can be told, whatever "

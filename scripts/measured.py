@@ -17,7 +17,7 @@ from lit_rerank.evaluation.report import write_figures
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.measures import means, parse_measures, per_query
 from scripts.recipes import dtype
-from scripts.rows import LISTS, MODEL, TWICE, Row
+from scripts.rows import LISTS, MODEL, TWICE, WINDOW, Row
 
 PROMPT = ("--max_passage_tokens", "60", "--repeat_identifier", "true")
 QUESTIONS = 570
@@ -48,7 +48,7 @@ def measure(name: str, row: Row, lists: Path, mmlu: Path, runs: Path) -> None:
 
 
 def rank(
-    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int = 8
+    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int
 ) -> None:
     """Rank the upper part of a first stage's lists of DL 2021 by sliding windows."""
     read = ("--window", str(depth), "--stride", "1") if decode == "likelihood" else sliding(window)
@@ -57,7 +57,7 @@ def rank(
 
 
 def rank_twice(
-    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int = 8
+    adapter: Path | None, decode: str, first_stage: str, depth: int, lists: Path, folder: Path, window: int = WINDOW
 ) -> None:
     """Rank it so, too, and its best 20 once more; both from one reading, unless the former is there."""
     slid = folder / f"dl21.{first_stage}.{depth}"

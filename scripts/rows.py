@@ -5,6 +5,7 @@ from dataclasses import dataclass
 MODEL = "models/smollm2-135m-instruct"
 LISTS = ("bm25", "splade_pp_ed")
 DEPTHS = (20, 100)
+WINDOW = 8  # passages that are read at once, the most that were trained
 TWICE = "twice"  # after sliding, the best 20 are read again
 COLUMNS = tuple(f"{first_stage}.{depth}{way}" for first_stage in LISTS for depth in DEPTHS for way in ("", f".{TWICE}"))
 DIRECT = ("--model.init_args.prompt.format=direct",)
@@ -90,7 +91,7 @@ class Row:
     twice: bool = False
     lists: tuple[str, ...] = LISTS
     asked: bool = True
-    window: int = 8
+    window: int = WINDOW
     knows_answers: bool = False
 
 
