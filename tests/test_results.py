@@ -1,50 +1,29 @@
-"""`make results`: what it runs and in which order, and its table."""
+"""`make results`: what it runs and in which order."""
 
 import json
-import math
 import shlex
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
 import yaml
-from matplotlib.image import imread
-from safetensors.torch import load_file
 
-from data_modules.choices import ChoicesSource, WindowChoices, write_choices
-from data_modules.sources.detect import open_candidates
-from data_modules.trec import read_run, write_run
-from lit_rerank import Reranker
-from lit_rerank.as_trained import load_prompt_settings, load_reading, save_settings
+from data_modules.choices import ChoicesSource
+from data_modules.trec import read_run
 from lit_rerank.comparison.systems import System
 from lit_rerank.comparison.windows import read_windows
-from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
-from lit_rerank.evaluation.rerank import in_first_stage_order
-from lit_rerank.intervals import student_interval
-from lit_rerank.measurement import Answered, Read, Retention
-from lit_rerank.reading import SlidingWindow, Twice
 from scripts import (
-    check_results,
-    learning,
     measured,
-    pictures,
     recipes,
     results,
-    ship_adapter,
-    summary,
-    tables,
     trained,
 )
-from scripts.rows import COLUMNS, LISTS, MODEL, ROWS, TWICE, Mean, Training
-from tests.references import save_adapter
+from scripts.rows import ROWS, Mean, Training
 from tests.test_evaluation import rerank, write_candidates
-
-FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
 
 
 @pytest.fixture
@@ -189,19 +168,6 @@ def test_a_mean_of_others_is_noticed(
     assert "other recipe and other options" in trained.different("chain", tmp_path)
 
 
-def test_curves_begin_where_what_they_start_from_ended(tmp_path: Path) -> None:
-    for name, tokens in {"pointing": 10.0, "chain_asked": 100.0, "chain_lists": 1.0, "chain_orders": 112.0}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
-        row = {"step": 0, "train/tokens": tokens}
-        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        (tmp_path / name / "complete").touch()
-    names = ("pointing", "chain_asked", "chain_lists", "dpo")
-    assert [learning.read_before(name, tmp_path) for name in names] == [0, 20, 220, 222 + 224]
-    (tmp_path / "chain_asked" / "metrics.jsonl").unlink()  # an adapter that came without its training
-    assert math.isnan(learning.read_before("chain_lists", tmp_path))
-
-
 def test_what_measuring_needs_is_named_before_any_work(tmp_path: Path) -> None:
     for name in ("dl21.bm25.top100.jsonl.gz", "dl21.splade_pp_ed.top100.jsonl.gz", "qrels.dl21.txt"):
         with pytest.raises(UserError, match=f"{name} does not exist"):
@@ -274,26 +240,6 @@ def test_what_slid_alone_is_part_of_what_is_read_twice_unless_it_is_there(
     assert parts == [tmp_path / "dl21.bm25.20"]
 
 
-def test_what_reading_twice_gains_is_what_it_has_over_sliding(tmp_path: Path) -> None:
-    """Query by query, in whatever order the runs have them; a query that a run lacks counts 0."""
-    orders = {".twice": {"q1": "ab", "q2": "ba"}, "": {"q2": "ba", "q1": "ba"}}  # of the first query it gains
-    for way, queries in orders.items():
-        run = {qid: [(docid, 1.0 - place) for place, docid in enumerate(order)] for qid, order in queries.items()}
-        write_run(run, tmp_path / f"bm25.20{way}.run.txt", tag="dpo")
-    qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}
-    gains = [1 - 1 / math.log2(3), 0.0, 0.0]
-    found = summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels)
-    assert found["dpo"]["difference"] == pytest.approx(fmean(gains))
-    assert found["dpo"]["interval"] == pytest.approx(student_interval(gains))
-    (tmp_path / "bm25.20.run.txt").unlink()
-    assert summary.over_sliding({"dpo": f"{tmp_path}/bm25.20.twice"}, qrels) == {}
-
-
-def test_what_knows_the_answers_is_corrected_apart() -> None:
-    assert summary.families(["chain", "judged", "dpo"]) == {"": ["chain", "dpo"], ".knowing": ["judged"]}
-    assert summary.families(["chain"]) == {"": ["chain"]}
-
-
 def test_what_is_at_work_keeps_others_out(tmp_path: Path) -> None:
     with (
         results.alone(tmp_path / "runs"),
@@ -305,11 +251,6 @@ def test_what_is_at_work_keeps_others_out(tmp_path: Path) -> None:
         pass
 
 
-def test_an_adapter_is_not_shipped_over_itself(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is what is read"):
-        ship_adapter.ship(tmp_path / "adapter", tmp_path / "x" / ".." / "adapter")
-
-
 def test_training_without_practice_makes_an_adapter_as_practice_does() -> None:
     """Else the row without it would differ by more than that."""
     made = [
@@ -317,222 +258,3 @@ def test_training_without_practice_makes_an_adapter_as_practice_does() -> None:
         for name in ("pointing", "sft")
     ]
     assert made[0] == made[1]
-
-
-def test_one_query_has_no_interval_and_is_shown_all_the_same(tmp_path: Path) -> None:
-    one = {"mean": 0.5, "interval": None}
-    tested = {"difference": 0.1, "interval": None, "p": 1.0, "p_corrected": 1.0}
-    compared = {"bm25.20": {"bm25": one, "dpo": one | {"over_bm25": tested}}}
-    assert "0.5000 (-)" in tables.table(compared, {})
-    assert "+0.1000 (-)" in tables.differences(compared)
-    kept = {"dpo": {"answer_logprob": -1.0, "bits_per_byte": 1.0}}  # the base was not asked
-    assert pictures.changes(kept["dpo"], "bits_per_byte") == {}  # so it has no place, least of all at no change
-    pictures.draw_trade_off(compared, kept, tmp_path / "p.png")
-
-
-def test_the_table_has_a_line_for_each_row() -> None:
-    compared = {column: {column.partition(".")[0]: FIGURES, "base": FIGURES, "dpo": FIGURES} for column in COLUMNS}
-    change = {"difference.acc_cloze": -0.01, "difference.acc_cloze.low": -0.02, "difference.acc_cloze.high": 0.005}
-    kept = {
-        "base": {"answer_logprob": -1.3678, "answer_margin": 0.1, "bits_per_byte": 0.9952, "acc_cloze": 0.285},
-        "dpo": {"answer_logprob": -1.4, "answer_margin": 0.2, "bits_per_byte": 1.0, "acc_cloze": 0.275, **change},
-    }
-    kept["base"] |= {"acc": 0.25, "acc_p_chance": 0.51}
-    kept["dpo"]["acc"] = 0.26
-    heading, rule, first_stage, base, dpo = tables.table(compared, kept).splitlines()
-    assert len({line.count("|") for line in (heading, rule, first_stage, base, dpo)}) == 1
-    assert "| bm25, top 100 |" in heading
-    assert "| bm25, top 20, twice |" in heading
-    assert base.endswith("| 0.5000 (0.400 to 0.600) | -1.3678 | 0.1000 | 0.9952 | 0.2850 | 0.2500 (p = 0.510) |")
-    assert dpo.endswith("| -1.4000 | 0.2000 | 1.0000 | -0.0100 (-0.0200 to +0.0050) | 0.2600 |")
-
-
-def answered(right: int, logp: float) -> Retention:
-    """Twelve questions, so many of which are answered right in both forms."""
-    rows = [
-        Answered(f"q{i}", "s", *[(0.0, -1.0, -2.0, -3.0) if i < right else (-1.0, 0.0, -2.0, -3.0)] * 2, 0, -9.0)
-        for i in range(12)
-    ]
-    return Retention(tuple(rows), tuple(Read(f"d{i}", 800.0 - logp * (i + 1), 100) for i in range(4)), 0)
-
-
-def test_what_is_kept_is_compared_with_direct_sft(tmp_path: Path) -> None:
-    for name, found in {"direct": answered(4, 1.0), "dpo": answered(7, 2.0)}.items():
-        folder = tmp_path / "measured" / name
-        folder.mkdir(parents=True)
-        found.save(folder / measured.DETAILS)
-        (folder / "mmlu.json").write_text(json.dumps(found.figures()))
-    kept = {name: summary.retained(name, tmp_path) for name in ("direct", "dpo")}
-    assert not any(name.startswith("over_direct") for name in kept["direct"])
-    assert kept["dpo"]["over_direct.difference.acc"] == pytest.approx(0.25)
-    assert kept["dpo"]["over_direct.difference.bits_per_byte"] == pytest.approx(-0.025)
-    _, _, line = tables.kept_over_direct(kept).splitlines()
-    assert line.startswith("| chain SFT + DPO | ")
-    assert "| -0.0250 (-0.0" in line
-    assert line.count("+0.2500 (") == 3
-
-
-def test_one_row_makes_a_summary(shared_data: Path, tmp_path: Path) -> None:
-    lists = shared_data / "trec-dl"
-    folder = tmp_path / "measured" / "base"
-    folder.mkdir(parents=True)
-    for first_stage in LISTS:
-        records = list(open_candidates(lists / f"dl21.{first_stage}.top100.jsonl.gz"))
-        write_run(in_first_stage_order(records), folder / f"dl21.{first_stage}.20.run.txt", tag="base")
-        windows = [
-            WindowChoices(r.qid, 0, tuple(p.docid for p in r.passages[:2]), (1, 2), 2, (-0.1, 0.0)) for r in records
-        ]
-        write_choices(windows, folder / f"dl21.{first_stage}.20.choices.jsonl.gz")
-        (folder / f"dl21.{first_stage}.20.json").write_text("{}")
-    answered(3, 1.0).save(folder / measured.DETAILS)
-    (folder / "mmlu.json").write_text("{}")
-    (tmp_path / "measured" / "direct").mkdir()  # has ranked, and was stopped before it was asked
-    for suffix in ("run.txt", "choices.jsonl.gz", "json"):
-        shutil.copy(folder / f"dl21.bm25.20.{suffix}", tmp_path / "measured" / "direct")
-    shutil.copy(folder / "dl21.bm25.20.run.txt", folder / f"dl21.bm25.20.{TWICE}.run.txt")  # no choices are known
-    (tmp_path / "chain").mkdir()
-    (tmp_path / "chain" / "complete").touch()  # an adapter that came without its training
-    summary.summarise(lists, tmp_path)
-    written = json.loads((tmp_path / "summary.json").read_text())
-    for depth in (20, 100):
-        assert written["ranking"][f"bm25.{depth}"]["bm25"]["mean"] == pytest.approx(0.4458, abs=5e-5)
-    assert written["ranking"]["bm25.20"]["base"]["over_bm25"]["difference"] == 0
-    assert written["ranking"]["bm25.20"]["base"]["over_direct"]["difference"] == 0
-    assert "direct" not in written["ranking"]["splade_pp_ed.20"]
-    assert "base" not in written["ranking"]["bm25.100"]
-    assert written["ranking"][f"bm25.20.{TWICE}"]["base"]["over_bm25"]["difference"] == 0
-    assert list(written["retention"]) == ["base"]
-    again = written["ranking"][f"bm25.20.{TWICE}"]["base"]["over_sliding"]
-    assert (again["difference"], again["p"], again["p_corrected"]) == (0, 1, 1)
-    for name in ("summary.md", "trade_off.png", "learning_curves.png"):
-        assert (tmp_path / name).stat().st_size > 100
-
-
-def test_the_shipped_adapter_is_small_and_its_figures_are_named() -> None:
-    size = sum(file.stat().st_size for file in check_results.ADAPTER.iterdir())
-    assert size < 12e6
-    weights = load_file(check_results.ADAPTER / "adapter_model.safetensors")
-    assert all(value.isfinite().all() for value in weights.values())
-    reranker = Reranker.from_pretrained(MODEL, str(check_results.ADAPTER), dtype="float32")
-    first = reranker.rank("how long do fleas live", ["Fleas live for a hundred days.", "Paris is in France."])[0]
-    assert first.docid == "0"
-    assert check_results.read_expected(check_results.EXPECTED)["bm25.nDCG@10"] > 0.4458
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "expected.json does not exist"),
-        ("{", "expected.json is no JSON: "),
-        ('{"acc": 1}', "expected.json must have acc_cloze, answer_logprob, .*: --write makes it anew"),
-        ("[]", "expected.json must have "),
-    ],
-)
-def test_expected_figures_are_read_before_any_work(content: str | None, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "expected.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        check_results.read_expected(path)
-
-
-def test_each_difference_has_its_line() -> None:
-    found = {"difference": 0.0612, "interval": [0.01, 0.1], "p": 0.0123, "p_corrected": 0.0246}
-    compared = {
-        "bm25.100": {
-            "bm25": {**FIGURES, "over_direct": found},
-            "direct": {**FIGURES, "over_bm25": found},
-            "dpo": {"over_direct": found},
-        }
-    }
-    _, _, *lines = tables.differences(compared).splitlines()
-    assert lines == [
-        "| bm25, top 100 | direct SFT (RankZephyr's way) | bm25 | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
-        "| bm25, top 100 | chain SFT + DPO | direct | +0.0612 (+0.010 to +0.100) | 0.0123 | 0.0246 |",
-    ]
-
-
-def test_what_a_training_took_and_learned(tmp_path: Path) -> None:
-    steps = [*range(20), 19]  # the last was done again
-    rows = [{"step": step, "train/tokens": 600.0, "train/tokens_per_s": 10.0} for step in steps]
-    learned = [{"step": step, "train/choice_loss": 1.0 - 0.02 * step, "train/no_skill": 0.9} for step in steps]
-    (tmp_path / "config.yaml").write_text("trainer: {devices: '2'}")
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + learned))
-    took = learning.cost(tmp_path)
-    assert took == pytest.approx(
-        {
-            "steps": 20,
-            "tokens": 24000.0,
-            "minutes": 20.0,
-            "choice_loss.first": 0.91,
-            "choice_loss.last": 0.71,
-            "guessing.first": 0.9,
-            "guessing.last": 0.9,
-        }
-    )
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    preferences = learning.cost(tmp_path)
-    assert "choice_loss.last" not in preferences
-    _, _, *lines = tables.trainings({"chain": took, "dpo": preferences}).splitlines()
-    assert lines == [
-        "| chain | 20 | 24,000 | 20.0 | 0.910 (0.900) | 0.710 (0.900) |",
-        "| dpo | 20 | 24,000 | 20.0 |  |  |",
-    ]
-
-
-def test_curves_are_means_over_all_that_was_read(tmp_path: Path) -> None:
-    for name, steps in {"pointing": 2, "direct_asked": 50}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "complete").touch()
-        (tmp_path / name / "config.yaml").write_text("trainer: {devices: 2}")
-        rows = [
-            {"step": step, "train/tokens": 5.0, "train/choice_loss": 1.0 + step // 20, "train/no_skill": 2.0}
-            for step in range(steps)
-        ]
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert learning.over_guessing(tmp_path / "direct_asked") == [(19, 0.5), (39, 1.0), (49, 1.5)]
-    assert learning.read_until("direct_asked", [0, 19], tmp_path) == [30, 220]  # practice read 20
-    curve = pictures.by_tokens("direct_asked", learning.over_guessing, tmp_path)
-    assert curve == [(220, 0.5), (420, 1.0), (520, 1.5)]
-    pictures.draw_curves(["direct_asked"], tmp_path, tmp_path / "one.png")
-    for name in ("pointing", "direct_asked"):
-        (tmp_path / name / "metrics.jsonl").open("a").write('{"step": 1, "val/nDCG@10": 0.4}\n')
-    pictures.draw_curves(["direct_asked"], tmp_path, tmp_path / "two.png")
-    one, two = (imread(tmp_path / name).shape for name in ("one.png", "two.png"))
-    assert (2 * one[1], one[0]) == (two[1], two[0])  # what was not watched has no place
-    (tmp_path / "pointing" / "complete").unlink()
-    assert pictures.by_tokens("direct_asked", learning.over_guessing, tmp_path) == []
-
-
-def test_the_shipped_figures_are_those_expected_or_named(capsys: pytest.CaptureFixture[str]) -> None:
-    expected = {"bm25.nDCG@10": 0.45, "answer_logprob": -1.4}
-    check_results.check({"bm25.nDCG@10": 0.4599, "answer_logprob": -1.4049}, expected)
-    assert "all 2 figures are as in results/expected.json" in capsys.readouterr().out
-    wrong = {"bm25.nDCG@10": 0.4601, "answer_logprob": float("nan")}
-    with pytest.raises(UserError) as error:
-        check_results.check(wrong, expected)
-    assert str(error.value).split("; ") == [
-        "bm25.nDCG@10 is 0.4601, expected 0.4500, tolerance 0.01",
-        "answer_logprob is nan, expected -1.4000, tolerance 0.005",
-    ]
-
-
-def test_a_shipped_adapter_is_half_as_large_and_all_but_equal(tiny_model: Path, tmp_path: Path) -> None:
-    source, target = tmp_path / "run", tmp_path / "shipped"
-    save_adapter(tiny_model, source, seed=1)
-    save_settings(PromptSettings(max_passage_tokens=60), SlidingWindow(), source)
-    target.mkdir()
-    (target / "README.md").write_text("a model card")
-    ship_adapter.ship(source, target)
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (source, target))
-    assert before.keys() == after.keys()
-    for name, weight in before.items():
-        assert after[name].dtype == torch.bfloat16
-        torch.testing.assert_close(after[name].float(), weight, rtol=2**-8, atol=0)
-    assert (target / "README.md").read_text() == "a model card"
-    assert Reranker.from_pretrained(str(tiny_model), str(target)).reading == SlidingWindow()  # as any adapter
-    ship_adapter.ship(source, target, window=8, stride=4, rounds=3)
-    assert (load_prompt_settings(target), load_reading(target)) == (load_prompt_settings(source), Twice(8, 4, 100, 3))
-    (source / "lit_rerank.json").unlink()
-    with pytest.raises(UserError, match=r"holds no adapter of this project: lit_rerank\.json is missing"):
-        ship_adapter.ship(source, target)
