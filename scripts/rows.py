@@ -11,6 +11,8 @@ COLUMNS = tuple(f"{first_stage}.{depth}{way}" for first_stage in LISTS for depth
 DIRECT = ("--model.init_args.prompt.format=direct",)
 LONGER = (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120")
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
+# As many windows as without these, in steps that are half replay.
+REPLAYING = ("--data.init_args.replay_share=0.5", "--trainer.max_steps=136", "--trainer.val_check_interval=68")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 UNPRACTISED = (*SHORT, "--model.init_args.backbone.adapter=null")
 JUDGED = (
@@ -117,6 +119,7 @@ TRAININGS: dict[str, Training | Mean] = {
     "dpo": Training("trecdl.dpo", "chain", data="orders"),
     "dpo_all": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=all",), "orders"),
     "dpo_on_policy": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=on_policy",), "orders"),
+    "dpo_replaying": Training("trecdl.dpo", "chain", REPLAYING, "orders"),
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
     "unpractised": Training("trecdl.sft", None, UNPRACTISED),
@@ -137,6 +140,7 @@ ROWS = {
     "dpo": Row("chain SFT + DPO", "dpo", "chain", twice=True),
     "dpo_all": Row("chain SFT + DPO against all that are wrong", "dpo_all", "chain", depths=(20,)),
     "dpo_on_policy": Row("chain SFT + DPO against its own wrong choices", "dpo_on_policy", "chain", depths=(20,)),
+    "dpo_replaying": Row("chain SFT + DPO, half of it replay", "dpo_replaying", "chain", twice=True),
     "windows_of_4": Row(
         "chain SFT, sliding windows of 4", "chain", "chain", depths=(20,), lists=("bm25",), asked=False, window=4
     ),
