@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 LUCENE := $(VENV)/.lucene
 MODEL := models/smollm2-135m-instruct
 FIND_JAVA := from data_modules.java import find_java; print("Lucene runs on", find_java())
-RESULTS := results $(addprefix results-,base likelihood direct_asked chain_asked direct_lists direct_orders direct chain_lists chain_orders chain dpo dpo_all dpo_on_policy dpo_replaying windows_of_4 windows_of_20 short forgetful unpractised judged by_heart)
+RESULTS := results $(addprefix results-,base likelihood direct_asked chain_asked direct_lists direct_orders direct chain_lists chain_orders chain dpo dpo_all dpo_on_policy dpo_replaying dpo_forgetful dpo_alone windows_of_4 windows_of_20 short forgetful unpractised judged by_heart)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .DEFAULT_GOAL := help

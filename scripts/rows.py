@@ -11,8 +11,9 @@ COLUMNS = tuple(f"{first_stage}.{depth}{way}" for first_stage in LISTS for depth
 DIRECT = ("--model.init_args.prompt.format=direct",)
 LONGER = (*DIRECT, "--trainer.max_steps=240", "--trainer.val_check_interval=120")
 SHORT = ("--trainer.max_steps=150", "--trainer.val_check_interval=75")
-# As many windows as without these, in steps that are half replay.
+# DPO with another share of replay reads as many windows in other numbers of steps.
 REPLAYING = ("--data.init_args.replay_share=0.5", "--trainer.max_steps=136", "--trainer.val_check_interval=68")
+NO_REPLAY = ("--data.init_args.replay=null", "--trainer.max_steps=68", "--trainer.val_check_interval=34")
 FORGETFUL = (*SHORT, "--data.init_args.replay=null")
 UNPRACTISED = (*SHORT, "--model.init_args.backbone.adapter=null")
 JUDGED = (
@@ -120,6 +121,8 @@ TRAININGS: dict[str, Training | Mean] = {
     "dpo_all": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=all",), "orders"),
     "dpo_on_policy": Training("trecdl.dpo", "chain", ("--data.init_args.negatives=on_policy",), "orders"),
     "dpo_replaying": Training("trecdl.dpo", "chain", REPLAYING, "orders"),
+    "dpo_forgetful": Training("trecdl.dpo", "chain", NO_REPLAY, "orders"),
+    "dpo_alone": Training("trecdl.dpo", "chain", ("--model.init_args.sft_weight=0",), "orders"),
     "short": Training("trecdl.sft", "pointing", SHORT),
     "forgetful": Training("trecdl.sft", "pointing", FORGETFUL),
     "unpractised": Training("trecdl.sft", None, UNPRACTISED),
@@ -141,6 +144,8 @@ ROWS = {
     "dpo_all": Row("chain SFT + DPO against all that are wrong", "dpo_all", "chain", depths=(20,)),
     "dpo_on_policy": Row("chain SFT + DPO against its own wrong choices", "dpo_on_policy", "chain", depths=(20,)),
     "dpo_replaying": Row("chain SFT + DPO, half of it replay", "dpo_replaying", "chain", twice=True),
+    "dpo_forgetful": Row("chain SFT + DPO, without replay", "dpo_forgetful", "chain", depths=(20,)),
+    "dpo_alone": Row("chain SFT + DPO, without cross-entropy", "dpo_alone", "chain", depths=(20,)),
     "windows_of_4": Row(
         "chain SFT, sliding windows of 4", "chain", "chain", depths=(20,), lists=("bm25",), asked=False, window=4
     ),
