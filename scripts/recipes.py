@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def command(recipe: str, runs: Path, without: str | None = None) -> list[str]:
         option = words.index(without)
         del words[option : option + 2]
     return words
+
+
+def configs(recipe: str) -> list[Path]:
+    """The files that the recipe's command reads."""
+    words = command(recipe, Path())
+    return [RECIPES.parent.parent / value for option, value in pairwise(words) if option == "--config"]
 
 
 def dtype() -> DType:

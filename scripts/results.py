@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from lit_rerank.cli import in_one_line
 from lit_rerank.errors import UserError
 from scripts.measured import check_measurable, measure
-from scripts.rows import MODEL, ROWS, all_before
+from scripts.rows import MODEL, ROWS, TRAININGS
 from scripts.summary import summarise
 from scripts.trained import data_of, replayed, train
 from scripts.trecdl_data import write_data, write_judged
@@ -32,8 +32,10 @@ def main() -> None:
     check_measurable(args.lists, args.mmlu)
     rows = args.rows or list(ROWS)
     with alone(RUNS):
-        if not all(file.exists() for file in learned_from(rows, RUNS)):
+        missing = {file for file in learned_from(rows, RUNS) if not file.exists()}
+        if of_dl21 := missing & {RUNS / "data" / f"{name}.jsonl.gz" for name in ("judged", "few")}:
             write_judged(args.lists, RUNS / "data")
+        if missing - of_dl21:
             write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")
         failed: UserError | None = None
         try:
@@ -61,11 +63,18 @@ def alone(runs: Path) -> Iterator[None]:
 
 
 def learned_from(rows: Iterable[str], runs: Path) -> list[Path]:
-    """The files that these rows' trainings need, and those that they start from; none for what is not trained."""
+    """The files that these rows' trainings need, and those that they start from; none for what is not to be trained."""
     trainings = [ROWS[name].training for name in rows]
-    names = {name for training in trainings if training is not None for name in (training, *all_before(training))}
+    names = {name for training in trainings if training is not None for name in still_to_train(training, runs)}
     files = [file for name in names for file in (data_of(name, runs), replayed(name, runs))]
     return [file for file in files if file is not None]
+
+
+def still_to_train(training: str, runs: Path) -> set[str]:
+    """The training, and those before it, unless it is complete: then it needs nothing of them."""
+    if (runs / training / "complete").exists():
+        return set()
+    return {training}.union(*(still_to_train(start, runs) for start in TRAININGS[training].starts))
 
 
 def make(rows: Iterable[str], lists: Path, mmlu: Path) -> None:

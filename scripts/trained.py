@@ -9,7 +9,7 @@ from data_modules.sources.shards import hash_of
 from lit_rerank.adapter_files import WEIGHTS
 from lit_rerank.errors import UserError
 from scripts.measured import run as run_command
-from scripts.recipes import go_on, pays_to_compile
+from scripts.recipes import configs, go_on, pays_to_compile
 from scripts.rows import ROWS, TRAININGS, Mean, Training
 
 MADE_OF = "made_of.json"
@@ -105,9 +105,12 @@ def replayed(name: str, runs: Path) -> Path | None:
 
 
 def made_of(name: str, runs: Path) -> dict[str, str]:
-    """Recipe and options; the SHA-256 of what is learned from and replayed, and of the adapters that it starts from."""
+    """Recipe and options; the SHA-256 of the recipe's files, of what is learned from and replayed, and of the adapters
+    that it starts from."""
     training = TRAININGS[name]
     files = {"data": data_of(name, runs), "replay": replayed(name, runs)}
+    if not isinstance(training, Mean):
+        files |= {config.name: config for config in configs(training.recipe)}
     for start in training.starts:
         part = f"weights of {start}" if isinstance(training, Mean) else "weights"
         files[part] = runs / start / "adapter" / WEIGHTS

@@ -51,6 +51,8 @@ def test_equals_trec_eval_over_the_whole_run(ties: bool) -> None:
     assert metric.compute() == pytest.approx({str(m): value for m, value in whole.items()}, abs=1e-12)
     assert means(per_query(run, qrels, measures)) == pytest.approx(metric.compute(), abs=1e-12)
     assert len(set(whole.values())) == len(MEASURES)
+    turned = per_query(dict(reversed(run.items())), qrels, measures)
+    assert list(turned.items()) == list(per_query(run, qrels, measures).items())  # intervals shall be the same, too
 
 
 def test_passages_that_are_not_listed_stay_below_those_that_are() -> None:

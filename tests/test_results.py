@@ -144,6 +144,11 @@ def test_what_was_made_of_something_else_is_noticed(
     (tmp_path / "pointing" / "complete").unlink()
     with pytest.raises(UserError, match="pointing was stopped, and was made of other data: to train it anew"):
         trained.train("pointing", Path("lists"), tmp_path)
+    own = tmp_path / "trecdl.pointing.yaml"
+    own.write_text("trainer: {max_steps: 1}")
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "configs", lambda recipe: [own])
+        assert "other trecdl.pointing.yaml" in trained.different("pointing", tmp_path)
     monkeypatch.setitem(trained.TRAININGS, "pointing", Training("trecdl.pointing", None, ("--seed=1",), "pointing"))
     assert trained.different("pointing", tmp_path) == "other options and other data"
     (tmp_path / "pointing" / trained.MADE_OF).unlink()
@@ -193,6 +198,12 @@ def test_rows_wait_only_for_what_they_learn_from(tmp_path: Path) -> None:
     data, replay = tmp_path / "data", tmp_path / "data" / "self_taught" / "replay.jsonl.gz"
     found = results.learned_from(["chain_lists"], tmp_path)
     assert {*found} == {*(data / f"{name}.jsonl.gz" for name in ("pointing", "train", "lists")), replay}
+    (tmp_path / "chain_asked").mkdir()
+    (tmp_path / "chain_asked" / "complete").touch()
+    assert {*results.learned_from(["chain_lists"], tmp_path)} == {data / "lists.jsonl.gz", replay}
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain" / "complete").touch()
+    assert results.learned_from(["chain", "windows_of_4"], tmp_path) == []
 
 
 def test_each_row_has_its_target() -> None:
