@@ -12,7 +12,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """The measures of every query that has judgements, in the order of their ids, however the run has them.
+    """The measures of every query that has judgements, in the judgements' order, whatever the run's.
 
     Equal scores are ordered as trec_eval orders them for all measures: what stands behind some of ir-measures' (RR@10)
     would do otherwise. Queries go by numbers, for gdeval takes no other names.
@@ -22,7 +22,7 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[Any]) -> dict[str, dict
     """
     import ir_measures
 
-    qids = sorted(run.keys() & qrels.keys())  # intervals and tests draw at random, by place
+    qids = [qid for qid in qrels if qid in run]  # as in compare: intervals draw at random, by place
     judged, scored = {}, {}
     for number, qid in enumerate(qids):
         judged[str(number)] = dict(qrels[qid])

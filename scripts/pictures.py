@@ -17,7 +17,7 @@ Logged = Callable[[Path], list[tuple[int, float]]]  # of a run: (step, value)
 
 
 def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]], path: Path) -> None:
-    """Ranking against what is still known: right and up is better."""
+    """Ranking against what is still known: right and up is better; a cross is what has learned the answers."""
     ranking = compared["bm25.20"]
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -32,7 +32,7 @@ def draw_trade_off(compared: dict[str, dict[str, Any]], kept: dict[str, dict[str
                 [y],
                 xerr=whiskers([x], [(figures[".low"], figures[".high"])]),
                 yerr=whiskers([y], [ranking[name]["interval"]]),
-                fmt="o",
+                fmt="x" if ROWS[name].knows_answers else "o",
                 label=ROWS[name].title,
             )
         axis.axhline(ranking["bm25"]["mean"], color="grey", linestyle=":", label="BM25's own order")
