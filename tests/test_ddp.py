@@ -180,10 +180,10 @@ def test_parameters_are_those_of_one_process_with_twice_the_batch(folder: Path, 
     one, two = (load_file(folder / f"{run}/checkpoints/last/adapter/adapter_model.safetensors") for run in runs(task))
     start = load_file(folder / "sft-one/adapter/adapter_model.safetensors") if task == "dpo" else {}
     assert set(one) == set(two)
-    for name, value in one.items():  # to a hundredth of SFT's learning rate: Adam enlarges float32's small differences
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
-    moved = max(float((v - start.get(n, torch.zeros(()))).abs().max()) for n, v in one.items() if "lora_B" in n)
-    assert moved > (5e-5 if task == "dpo" else 1e-3)
+    near, far = (1e-5, 5e-5) if task == "dpo" else (5e-5, 1e-3)  # Adam enlarges float32's small differences
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=near, rtol=1e-4)
+    assert max(float((v - start.get(n, torch.zeros(()))).abs().max()) for n, v in one.items() if "lora_B" in n) > far
 
 
 @pytest.mark.parametrize("task", TASKS)
