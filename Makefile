@@ -63,9 +63,9 @@ train-pydocs: $(STAMP) $(MODEL)/config.json ## The same for hours, in runs/train
 
 results: ## Models measured on TREC DL 2021: runs/results; results-chain makes a row (DATA, LISTS, CRANFIELD, MMLU)
 
-# Before the first row that is trained the data are made (docs/data.md says how long that took). After that no row that
-# RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in float32; with AVX2 alone it takes
-# longer. What is there is kept.
+# Before the first row that is trained the data are made (docs/data.md says how long that took), and before a row those that it
+# starts from. After that no row that RESULTS.md has (with its minutes) took more than 130 minutes of two cores with AVX-512, in
+# float32; with AVX2 alone it takes longer. What is there is kept.
 $(RESULTS): $(STAMP) $(MODEL)/config.json
 	$(BIN)/python -m scripts.results --data $(DATA) --lists $(LISTS) --cranfield $(CRANFIELD) --mmlu $(MMLU) \
 	  $(patsubst results-%,%,$(filter results-%,$@))
