@@ -18,7 +18,7 @@ from scripts.measured import check_measurable, measure
 from scripts.rows import MODEL, ROWS, TRAININGS
 from scripts.summary import summarise
 from scripts.trained import data_of, replayed, train
-from scripts.trecdl_data import write_data, write_judged
+from scripts.trecdl_data import OF_DL21, write_data, write_judged
 
 RUNS = Path("runs/results")
 
@@ -33,7 +33,7 @@ def main() -> None:
     rows = args.rows or list(ROWS)
     with alone(RUNS):
         missing = {file for file in learned_from(rows, RUNS) if not file.exists()}
-        if of_dl21 := missing & {RUNS / "data" / f"{name}.jsonl.gz" for name in ("judged", "few")}:
+        if of_dl21 := missing & {RUNS / "data" / f"{name}.jsonl.gz" for name in OF_DL21}:
             write_judged(args.lists, RUNS / "data")
         if missing - of_dl21:
             write_data(MODEL, args.data, args.lists, args.cranfield, RUNS / "data")

@@ -143,7 +143,7 @@ ROWS = {
     "dpo": Row("chain SFT + DPO", "dpo", "chain", twice=True),
     "dpo_all": Row("chain SFT + DPO against all that are wrong", "dpo_all", "chain", depths=(20,)),
     "dpo_on_policy": Row("chain SFT + DPO against its own wrong choices", "dpo_on_policy", "chain", depths=(20,)),
-    "dpo_replaying": Row("chain SFT + DPO, half of it replay", "dpo_replaying", "chain", twice=True),
+    "dpo_replaying": Row("chain SFT + DPO, half of it replay", "dpo_replaying", "chain", depths=(20,)),
     "dpo_forgetful": Row("chain SFT + DPO, without replay", "dpo_forgetful", "chain", depths=(20,)),
     "dpo_alone": Row("chain SFT + DPO, without cross-entropy", "dpo_alone", "chain", depths=(20,)),
     "windows_of_4": Row(

@@ -41,6 +41,7 @@ BEST = 20  # of SPLADE++ED's list, which count as relevant
 KNOWN = 6  # of a window's passages, at most, are ordered by SPLADE++ED; the order of the others is not known
 ORDERED = 1700  # windows that the model orders; the first of them are in train.jsonl.gz and lists.jsonl.gz
 ASKED = 3000  # passages; not every question is of use
+OF_DL21 = ("judged", "few")  # the files of `write_judged`
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ def write_judged(lists: Path, out: Path) -> None:
     """Write judged.jsonl.gz and few.jsonl.gz, of DL 2021: for an upper bound, and to be learned by heart."""
     out.mkdir(parents=True, exist_ok=True)
     graded = list(judged(lists, "dl21"))
-    write_files({"judged": graded, "few": few(graded)}, out)
+    write_files(dict(zip(OF_DL21, (graded, few(graded)), strict=True)), out)
 
 
 def write_files(files: Mapping[str, Sequence[RankingRecord]], out: Path) -> None:

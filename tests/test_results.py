@@ -144,6 +144,8 @@ def test_what_was_made_of_something_else_is_noticed(
     (tmp_path / "pointing" / "complete").unlink()
     with pytest.raises(UserError, match="pointing was stopped, and was made of other data: to train it anew"):
         trained.train("pointing", Path("lists"), tmp_path)
+    read = [config.relative_to(recipes.RECIPES.parent).as_posix() for config in recipes.configs("trecdl.pointing")]
+    assert read == ["trainer/default.yaml", "model/sft.yaml", "backbone/lora.yaml", "recipes/trecdl.pointing.yaml"]
     own = tmp_path / "trecdl.pointing.yaml"
     own.write_text("trainer: {max_steps: 1}")
     with monkeypatch.context() as patch:

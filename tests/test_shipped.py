@@ -11,10 +11,7 @@ from lit_rerank.as_trained import load_prompt_settings, load_reading, save_setti
 from lit_rerank.encoding import PromptSettings
 from lit_rerank.errors import UserError
 from lit_rerank.reading import SlidingWindow, Twice
-from scripts import (
-    check_results,
-    ship_adapter,
-)
+from scripts import check_results, ship_adapter
 from scripts.rows import MODEL
 from tests.references import save_adapter
 

@@ -15,13 +15,7 @@ from data_modules.trec import write_run
 from lit_rerank.evaluation.rerank import in_first_stage_order
 from lit_rerank.intervals import student_interval
 from lit_rerank.measurement import Answered, Read, Retention
-from scripts import (
-    learning,
-    measured,
-    pictures,
-    summary,
-    tables,
-)
+from scripts import learning, measured, pictures, summary, tables
 from scripts.rows import COLUMNS, LISTS, TWICE
 
 FIGURES = {"mean": 0.5, "interval": [0.4, 0.6]}
